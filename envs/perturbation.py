@@ -1,0 +1,125 @@
+"""What may stand between an ideal environment and the policy.
+
+`BatchedEnv` calls a `Perturbation` at fixed points of a control step and knows nothing else of
+randomization. `NoPerturbation` is the nominal world.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from widen.envs.scene import Scene
+    from widen.envs.sim import BatchSim
+
+Readings = dict[str, Tensor]
+
+
+class Perturbation(Protocol):
+    """Randomization as the environment sees it. Every array has one row per environment."""
+
+    model_fields: tuple[str, ...]
+    """MjModel fields that `begin` writes per environment; declared to the simulation."""
+    num_privileged: int
+    """Width of `privileged()`."""
+
+    def attach(self, sim: BatchSim, scene: Scene, control_dt: float) -> None:
+        """Called once by the environment, before anything else.
+
+        Args:
+            sim: the simulation whose per-environment fields `begin` writes.
+            scene: names and addresses of the hand and the object.
+            control_dt: seconds of one control step.
+        """
+        ...
+
+    def begin(self, env_ids: Tensor) -> None:
+        """New episodes start: draw their values, write model fields, call `sim.commit`.
+
+        Called before `sim.reset` of the same environments. env_ids (K,), sorted.
+        """
+        ...
+
+    def end(self, env_ids: Tensor, scores: Tensor, counted: Tensor) -> None:
+        """Episodes have ended with these scores.
+
+        Args:
+            env_ids: (K,), sorted.
+            scores: (K,), goals reached.
+            counted: (K,) bool, False for a first episode cut short by staggering or for one
+                that diverged: its score says nothing about the policy.
+        """
+        ...
+
+    def act(self, target: Tensor, substeps: int) -> tuple[Tensor, Tensor | None]:
+        """What the motors receive when the policy asks for `target`.
+
+        Args:
+            target: (N, nu) joint targets [rad] in actuator order, float32.
+            substeps: simulation steps in a control step.
+
+        Returns:
+            ctrl (N, substeps, nu) [rad], one row per substep, and a wrench (N, 6) on the object
+            [N, N m] or None.
+        """
+        ...
+
+    def observe(self, readings: Readings) -> Readings:
+        """What the sensors report of the true `readings`, each (N, ...); called once a step."""
+        ...
+
+    def observe_reset(self, readings: Readings, env_ids: Tensor) -> Readings:
+        """As `observe` for environments that were just reset; readings hold only their rows.
+
+        Delay queues of these environments are filled with the reading.
+        """
+        ...
+
+    def privileged(self) -> Tensor:
+        """The drawn parameters as the critic may see them, (N, num_privileged), about -1 to 1."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which `load_state_dict` continues exactly."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        ...
+
+
+class NoPerturbation:
+    """The nominal world: targets reach the motors at once, readings are true."""
+
+    model_fields: tuple[str, ...] = ()
+    num_privileged = 0
+
+    def attach(self, sim: BatchSim, scene: Scene, control_dt: float) -> None:
+        self._empty = torch.zeros(sim.num_envs, 0, device=sim.device)
+
+    def begin(self, env_ids: Tensor) -> None:
+        pass
+
+    def end(self, env_ids: Tensor, scores: Tensor, counted: Tensor) -> None:
+        pass
+
+    def act(self, target: Tensor, substeps: int) -> tuple[Tensor, Tensor | None]:
+        return target[:, None, :].expand(-1, substeps, -1), None
+
+    def observe(self, readings: Readings) -> Readings:
+        return readings
+
+    def observe_reset(self, readings: Readings, env_ids: Tensor) -> Readings:
+        return readings
+
+    def privileged(self) -> Tensor:
+        return self._empty
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
