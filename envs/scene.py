@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 
 from .hand import Hand
+
+GRAVITY = 9.81
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """An object to be handled: a box of these half sizes [m], mass [kg], sliding friction."""
+
+    summary: str
+    half_size: tuple[float, float, float]
+    mass: float
+    friction: float
+
+
+OBJECTS = {
+    "cube": ObjectSpec("6.5 cm cube of 80 g", (0.0325, 0.0325, 0.0325), 0.08, 0.3),
+}
+# Bits: 1 hand links, 2 fingertips, 4 object; see the head of assets/leap_right.xml.
+OBJECT_CONTYPE = 4
+OBJECT_CONAFFINITY = 7
+
+FACE_COLOURS = (
+    (226, 74, 51),
+    (240, 150, 40),
+    (250, 250, 245),
+    (245, 210, 60),
+    (70, 150, 90),
+    (50, 110, 190),
+)
 
 
 @dataclass(frozen=True)
@@ -37,3 +67,122 @@ class Scene:
     object_dof: int
     hand_geoms: np.ndarray
     object_geoms: np.ndarray
+
+    def sensor(self, name: str) -> slice:
+        """Where the named sensor's numbers lie in sensordata."""
+        sensor = self.model.sensor(name)
+        start = int(sensor.adr[0])
+        return slice(start, start + int(sensor.dim[0]))
+
+
+def gravity_of(tilt: float) -> np.ndarray:
+    """Gravity (3,) [m/s^2] in the base frame of a hand tilted by `tilt` rad about y.
+
+    The base frame is the world frame of the simulation, so that positions in qpos are readings in
+    the hand's own frame; a tilted hand is a turned gravity.
+    """
+    return GRAVITY * np.array([np.sin(tilt), 0.0, -np.cos(tilt)])
+
+
+def build_scene(
+    hand: Hand, object_name: str | None, *, timestep: float, iterations: int = 10
+) -> Scene:
+    """Compose and compile a scene.
+
+    Args:
+        hand: from `load_hand`.
+        object_name: a key of OBJECTS, or None for the bare hand.
+        timestep: seconds of one simulation step.
+        iterations: solver iterations.
+
+    Raises:
+        ValueError: unknown object.
+    """
+    spec = mujoco.MjSpec.from_file(str(hand.mjcf))
+    option = spec.option
+    option.timestep = timestep
+    option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
+    option.iterations = iterations
+    option.ls_iterations = 8
+    option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_EULERDAMP)
+    option.gravity = gravity_of(hand.tilt)
+    if object_name is not None:
+        _add_object(spec, object_name, hand.nest)
+    _add_view(spec, hand)
+    model = spec.compile()
+    return _addresses(model, hand, "object" if object_name is not None else None)
+
+
+def _add_object(spec: mujoco.MjSpec, name: str, pos: tuple[float, float, float]) -> None:
+    if name not in OBJECTS:
+        near = difflib.get_close_matches(name, OBJECTS, 3, 0.3) or sorted(OBJECTS)
+        raise ValueError(f"object: unknown object {name!r}; expected one of {', '.join(near)}")
+    what = OBJECTS[name]
+    face = np.ones((6, 64, 64, 3), np.uint8) * np.array(FACE_COLOURS, np.uint8)[:, None, None, :]
+    face[:, :3], face[:, -3:], face[:, :, :3], face[:, :, -3:] = 40, 40, 40, 40
+    texture = spec.add_texture(
+        name="object_faces", type=mujoco.mjtTexture.mjTEXTURE_CUBE, width=64, height=384, nchannel=3
+    )
+    texture.data = face.tobytes()
+    material = spec.add_material(name="object_faces", specular=0.2, shininess=0.3)
+    material.textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "object_faces"
+    body = spec.worldbody.add_body(name="object", pos=pos)
+    body.add_freejoint(name="object")
+    half = np.array(what.half_size)
+    squares = half * half
+    inertia = what.mass / 3.0 * (squares.sum() - squares)  # solid box
+    body.mass, body.inertia, body.explicitinertial = what.mass, inertia, True
+    # left alone, an explicit inertial frame sits at the origin of the world, not of the body
+    body.ipos, body.iquat = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+    body.add_geom(
+        name="object",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=half,
+        friction=[what.friction, 0.005, 0.0001],
+        condim=3,
+        solref=[0.02, 1.0],
+        solimp=[0.9, 0.95, 0.001, 0.5, 2.0],
+        contype=OBJECT_CONTYPE,
+        conaffinity=OBJECT_CONAFFINITY,
+        material="object_faces",
+    )
+
+
+def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:
+    """A camera that sees the hand with gravity pointing down, and a light."""
+    up = -gravity_of(hand.tilt) / GRAVITY
+    look = np.array([-0.02, 0.0, 0.05])
+    eye = look + np.array([0.16, -0.26, 0.25])
+    back = (eye - look) / np.linalg.norm(eye - look)
+    right = np.cross(up, back)
+    right /= np.linalg.norm(right)
+    frame = np.stack((right, np.cross(back, right), back), axis=1)
+    quat = np.empty(4)
+    mujoco.mju_mat2Quat(quat, frame.ravel())
+    spec.worldbody.add_camera(name="view", pos=eye, quat=quat, fovy=42)
+    spec.worldbody.add_light(pos=[0.1, -0.2, 0.8], dir=[-0.1, 0.2, -0.8], castshadow=True)
+
+
+def _addresses(model: mujoco.MjModel, hand: Hand, object_body: str | None) -> Scene:
+    joints = [model.joint(name) for name in hand.joints]
+    object_joint = model.joint("object") if object_body else None
+    object_geoms = (
+        np.flatnonzero(model.geom_bodyid == model.body(object_body).id)
+        if object_body
+        else np.zeros(0, int)
+    )
+    colliding = np.flatnonzero((model.geom_contype != 0) | (model.geom_conaffinity != 0))
+    return Scene(
+        model=model,
+        hand=hand,
+        joint_qpos=np.array([int(j.qposadr[0]) for j in joints]),
+        joint_dof=np.array([int(j.dofadr[0]) for j in joints]),
+        lower=np.array([j.range[0] for j in joints]),
+        upper=np.array([j.range[1] for j in joints]),
+        object_body=object_body,
+        object_qpos=int(object_joint.qposadr[0]) if object_joint is not None else -1,
+        object_dof=int(object_joint.dofadr[0]) if object_joint is not None else -1,
+        hand_geoms=np.setdiff1d(colliding, object_geoms),
+        object_geoms=object_geoms,
+    )

@@ -1,0 +1,143 @@
+"""cube_rotate: turn a cube in the palm, a quarter turn clockwise at a time, without dropping it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .actions import ActionPipeline
+from .encoder import Frame
+from .layout import GOAL_QUAT, OBJECT_POS, OBJECT_QUAT, Reading, joint_pos
+from .rotations import quat_angle, quat_conj, quat_from_rotvec, quat_mul, quat_to_6d
+from .scene import Scene
+from .task import Outcome, Task
+
+TURN = -math.pi / 2  # about the palm's axis, from one goal to the next [rad]
+REACHED = 0.4  # a goal counts within this angle [rad]
+DROPPED = 0.1  # from the resting place [m]
+FREE_OFFSET = 0.02  # from the resting place without penalty [m]
+
+
+class CubeRotateFrame(Frame):
+    """Joints, tracking errors, last action, cube pose, and the rotation that is left to do."""
+
+    home: Tensor
+    nest: Tensor
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self.register_buffer("home", torch.tensor(scene.hand.home, dtype=torch.float32))
+        self.register_buffer("nest", torch.tensor(scene.hand.nest, dtype=torch.float32))
+        self.width = 3 * len(scene.hand.home) + 3 + 6 + 6
+
+    def forward(self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor) -> Tensor:
+        joints, cube = readings["joint_pos"], readings["object_quat"]
+        return torch.cat(
+            (
+                2.0 * (joints - self.home),  # nu
+                5.0 * (target - joints),  # nu
+                last_action,  # nu
+                20.0 * (readings["object_pos"] - self.nest),  # 3
+                quat_to_6d(cube),  # 6
+                quat_to_6d(quat_mul(readings["goal_quat"], quat_conj(cube))),  # 6
+            ),
+            -1,
+        )
+
+
+class CubeRotate(Task):
+    """Goals follow one another about the palm's axis; a drop ends the episode."""
+
+    summary = "turn a cube about the palm's axis through successive quarter turns"
+    object = "cube"
+    episode_seconds = 20.0
+    weights = {  # noqa: RUF012 - read only, declared ClassVar in Task
+        "rotation": 10.0,  # rad turned toward the goal
+        "goal": 5.0,
+        "offset": -3.0,  # m beyond FREE_OFFSET
+        "action": -0.002,
+        "tilt": -0.1,  # 1 - cos of the cube's tilt
+        "drop": -20.0,
+    }
+    state = ("goal", "distance")
+
+    def __init__(self, scene: Scene, sim: Any, generator: torch.Generator) -> None:
+        super().__init__(scene, sim, generator)
+        self.nest = torch.tensor(scene.hand.nest, device=sim.device)
+        self.turn = quat_from_rotvec(torch.tensor([0.0, 0.0, TURN], device=sim.device))
+        self.goal = torch.zeros(sim.num_envs, 4, device=sim.device)
+        self.distance = torch.zeros(sim.num_envs, device=sim.device)
+
+    @classmethod
+    def layout(cls, scene: Scene) -> tuple[Reading, ...]:
+        return joint_pos(len(scene.hand.home)), OBJECT_POS, OBJECT_QUAT, GOAL_QUAT
+
+    @classmethod
+    def make_frame(cls, scene: Scene) -> Frame:
+        return CubeRotateFrame(scene)
+
+    @classmethod
+    def make_actions(cls, scene: Scene) -> ActionPipeline:
+        return ActionPipeline("relative", 0.2, scene.hand.home, scene.lower, scene.upper)
+
+    @classmethod
+    def goal_rule(cls, scene: Scene) -> dict[str, Any]:
+        return {
+            "kind": "rotation_sequence",  # start: nearest turn about `axis` to the pose, and a step
+            "reading": GOAL_QUAT.name,
+            "of": OBJECT_QUAT.name,
+            "axis": [0.0, 0.0, 1.0],
+            "step": TURN,
+            "reached": REACHED,
+        }
+
+    def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
+        qpos, qvel = self.nominal_state(len(env_ids))
+        start = self.scene.object_qpos
+        # a little above the palm, anywhere within 6 mm, at any yaw: it falls into the nest
+        above = torch.tensor([-0.008, 0.0, 0.014], device=self.sim.device)
+        qpos[:, start : start + 3] = self.nest + above + 0.006 * self.rand(len(env_ids), 3)
+        yaw = torch.zeros(len(env_ids), 3, device=self.sim.device)
+        yaw[:, 2] = math.pi * self.rand(len(env_ids))
+        quat = quat_from_rotvec(yaw)
+        qpos[:, start + 3 : start + 7] = quat
+        self.goal[env_ids] = quat_mul(self.turn, quat)
+        self.distance[env_ids] = abs(TURN)
+        return qpos, qvel
+
+    def evaluate(self, action: Tensor) -> Outcome:
+        pos, quat = self._cube()
+        distance = quat_angle(quat, self.goal)
+        offset = torch.linalg.vector_norm(pos - self.nest, dim=-1)
+        success, failure = distance < REACHED, offset > DROPPED
+        terms = {
+            "rotation": self.distance - distance,
+            "goal": success.float(),
+            "offset": (offset - FREE_OFFSET).clamp(min=0.0),
+            "action": action.square().sum(-1),
+            "tilt": 2.0 * quat[:, 1:3].square().sum(-1),  # 1 - R_zz
+            "drop": failure.float(),
+        }
+        self.goal = torch.where(success[:, None], quat_mul(self.turn, self.goal), self.goal)
+        self.distance = torch.where(success, quat_angle(quat, self.goal), distance)
+        return Outcome(terms, success, failure)
+
+    def readings(self, env_ids: Tensor | None = None) -> dict[str, Tensor]:
+        pos, quat = self._cube(env_ids)
+        joints, goal = self.joint_pos(env_ids), self.goal[self.rows(env_ids)]
+        return {"joint_pos": joints, "object_pos": pos, "object_quat": quat, "goal_quat": goal}
+
+    def privileged(self, env_ids: Tensor | None = None) -> Tensor:
+        start = self.scene.object_dof
+        cube = self.sim.qvel[self.rows(env_ids)][:, start : start + 6].float()
+        linear, angular = 5.0 * cube[:, :3], 0.5 * cube[:, 3:]
+        return torch.cat((0.3 * self.joint_vel(env_ids), linear, angular), -1)
+
+    def _cube(self, env_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Position (K, 3) [m] and unit quaternion (K, 4) of the cube, float32."""
+        start = self.scene.object_qpos
+        pose = self.sim.qpos[self.rows(env_ids)][:, start : start + 7].float()
+        return pose[:, :3], pose[:, 3:]

@@ -1,0 +1,72 @@
+"""From readings to the actor's observation. Runs in training and inside the exported graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Frame(nn.Module):
+    """What the actor sees of one instant; a task writes its own.
+
+    forward takes the readings (each (N, ...)), the joint target in force (N, nu) and the last
+    action (N, nu), and returns (N, width) numbers of order one.
+    """
+
+    width: int
+
+    def forward(
+        self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor
+    ) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+
+class ObservationEncoder(nn.Module):
+    """The newest frame and the ones before it, newest first.
+
+    A real robot measures no velocities; a short history holds them. The first frame of an
+    episode fills the whole history, as if the hand had been at rest.
+    """
+
+    def __init__(self, frame: Frame, history: int) -> None:
+        """history: number of frames in an observation, at least 1."""
+        super().__init__()
+        self.frame = frame
+        self.history = history
+
+    @property
+    def width(self) -> int:
+        """Numbers in one observation."""
+        return self.frame.width * self.history
+
+    @property
+    def history_width(self) -> int:
+        """Numbers of past frames to carry from one step to the next."""
+        return self.frame.width * (self.history - 1)
+
+    def forward(
+        self,
+        readings: dict[str, Tensor],
+        target: Tensor,
+        last_action: Tensor,
+        past: Tensor,
+        fresh: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One observation.
+
+        Args:
+            readings: name -> (N, ...).
+            target: (N, nu) [rad], in force while the readings were taken.
+            last_action: (N, nu).
+            past: (N, history_width), as returned by the step before.
+            fresh: (N, 1), 1.0 where an episode begins and `past` means nothing, else 0.0.
+
+        Returns:
+            observation (N, width) and the new past (N, history_width).
+        """
+        frame = self.frame(readings, target, last_action)
+        if self.history == 1:
+            return frame, past
+        past = torch.where(fresh > 0.5, frame.repeat(1, self.history - 1), past)
+        observation = torch.cat((frame, past), -1)
+        return observation, observation[:, : self.history_width]

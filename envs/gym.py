@@ -1,0 +1,129 @@
+"""The batched environment as gymnasium knows it: one environment, or a vector of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from .batched import BatchedEnv, EnvConfig
+from .sim import SimConfig
+
+
+def _make(task: str, num_envs: int, seed: int, options: dict[str, Any]) -> BatchedEnv:
+    """A batched environment from keyword arguments of `gymnasium.make`."""
+    names = EnvConfig.model_fields.keys() - {"num_envs"}
+    config = {key: options.pop(key) for key in tuple(options) if key in names}
+    sim = SimConfig(**options.pop("sim", {"threads": 1} if num_envs == 1 else {}))
+    return BatchedEnv(
+        task, config=EnvConfig(num_envs=num_envs, **config), sim=sim, seed=seed, **options
+    )
+
+
+def _spaces(env: BatchedEnv) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
+    observation = gymnasium.spaces.Box(-np.inf, np.inf, (env.num_actor_obs,), np.float32)
+    return observation, gymnasium.spaces.Box(-1.0, 1.0, (env.num_actions,), np.float32)
+
+
+class HandEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """One environment: the actor's observation (n,), actions (nu,) in -1..1.
+
+    Args:
+        task: name of a task.
+        render_mode: None, or "rgb_array" (offscreen, needs a working MUJOCO_GL).
+        options: `hand`, `object_name`, `perturbation`, `sim` (a dict) and the keys of EnvConfig.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+
+    def __init__(self, task: str, render_mode: str | None = None, **options: Any) -> None:
+        self._task, self._options = task, options
+        self._env = _make(task, 1, 0, dict(options))
+        self.observation_space, self.action_space = _spaces(self._env)
+        self.render_mode = render_mode
+        self._renderer: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._env.generator.manual_seed(seed)
+        return self._env.reset()["actor"][0].numpy().copy(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        action = torch.as_tensor(np.asarray(action), dtype=torch.float32)
+        before = float(self._env.score[0])
+        result = self._env.step(action[None])
+        # gymnasium resets by itself: the last observation of the old episode is the answer
+        obs = result.final_obs["actor"][0].numpy().copy()
+        done = bool(result.terminated[0]), bool(result.truncated[0])
+        score = float(result.episodes["score"][0]) if len(result.episodes["score"]) else before
+        info = {"goals": score if any(done) else float(self._env.score[0])}
+        return obs, float(result.reward[0]), *done, info
+
+    def render(self) -> np.ndarray | None:
+        if self.render_mode != "rgb_array":
+            return None
+        if self._renderer is None:
+            from .render import SceneRenderer
+
+            self._renderer = SceneRenderer(self._env.scene)
+        return self._renderer.frame(self._env.sim.qpos[0].numpy())
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+class HandVectorEnv(VectorEnv):
+    """N environments in one batch, reset in the step in which they end (AutoresetMode.SAME_STEP).
+
+    Args:
+        task: name of a task.
+        num_envs: N.
+        options: as for `HandEnv`.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+
+    def __init__(self, task: str, num_envs: int = 1, **options: Any) -> None:
+        options.pop("render_mode", None)
+        self.num_envs = num_envs
+        self.batched = _make(task, num_envs, 0, dict(options))
+        self.single_observation_space, self.single_action_space = _spaces(self.batched)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed is not None:
+            self.batched.generator.manual_seed(seed if isinstance(seed, int) else int(seed[0]))
+        return self.batched.reset()["actor"].cpu().numpy().copy(), {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        action = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
+        result = self.batched.step(action.to(self.batched.device))
+        done = (result.terminated | result.truncated).cpu().numpy()
+        info: dict[str, Any] = {}
+        if done.any():
+            final = result.final_obs["actor"].cpu().numpy()
+            info["final_obs"] = np.array(
+                [final[i] if done[i] else None for i in range(self.num_envs)], dtype=object
+            )
+            info["_final_obs"] = done
+        return (
+            result.obs["actor"].cpu().numpy().copy(),
+            result.reward.cpu().numpy(),
+            result.terminated.cpu().numpy(),
+            result.truncated.cpu().numpy(),
+            info,
+        )

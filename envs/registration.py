@@ -1,0 +1,24 @@
+"""Gymnasium's names for the tasks. Imports nothing heavy: gymnasium loads it at start-up."""
+
+from __future__ import annotations
+
+# id -> (task, default episode seconds x default control rate)
+ENVIRONMENTS = {
+    "widen/CubeRotate-v0": "cube_rotate",
+    "widen/FingertipReach-v0": "fingertip_reach",
+}
+
+
+def register_envs() -> None:
+    """Register every task for `gymnasium.make` and `gymnasium.make_vec`."""
+    from gymnasium.envs.registration import register
+
+    for env_id, task in ENVIRONMENTS.items():
+        register(
+            id=env_id,
+            entry_point="widen.envs.gym:HandEnv",
+            vector_entry_point="widen.envs.gym:HandVectorEnv",
+            kwargs={"task": task},
+            # the environment truncates by itself, since its episode length is in its config
+            disable_env_checker=True,
+        )

@@ -1,0 +1,148 @@
+"""What a task is, and the table of those that exist."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .actions import ActionPipeline
+from .encoder import Frame
+from .layout import Reading
+from .scene import Scene
+from .sim import BatchSim
+
+# name -> module:class; tasks are imported when they are asked for
+TASKS = {
+    "cube_rotate": "cube_rotate:CubeRotate",
+    "fingertip_reach": "fingertip_reach:FingertipReach",
+}
+
+
+class Outcome(NamedTuple):
+    """What one control step was worth. Every array has one row per environment."""
+
+    terms: dict[str, Tensor]
+    """raw reward terms (N,), not yet weighted"""
+    success: Tensor
+    """(N,) bool: a goal was reached in this step; the score counts these"""
+    failure: Tensor
+    """(N,) bool: the episode ends, for example the object was dropped"""
+
+
+class Task(ABC):
+    """One manipulation task over N simulations; a task is one file.
+
+    Subclasses set the class attributes, describe the policy's two ends by the class methods, and
+    keep goals and whatever else they need from step to step in tensors named in `state`.
+    """
+
+    summary: ClassVar[str]
+    object: ClassVar[str | None] = None
+    """default object, or None for a task without one"""
+    episode_seconds: ClassVar[float]
+    weights: ClassVar[dict[str, float]]
+    """default weight of every reward term"""
+    uses_sensors: ClassVar[bool] = False
+    """sensors are made current after every step only for a task that reads them"""
+    state: ClassVar[tuple[str, ...]]
+    """names of the tensors that a checkpoint must hold"""
+
+    def __init__(self, scene: Scene, sim: BatchSim, generator: torch.Generator) -> None:
+        self.scene = scene
+        self.sim = sim
+        self.generator = generator
+        self.joints = torch.as_tensor(scene.joint_qpos, device=sim.device)
+        self.dofs = torch.as_tensor(scene.joint_dof, device=sim.device)
+        self.home = torch.tensor(scene.hand.home, device=sim.device, dtype=torch.float64)
+
+    @classmethod
+    @abstractmethod
+    def layout(cls, scene: Scene) -> tuple[Reading, ...]:
+        """The readings that the actor is given, in order."""
+
+    @classmethod
+    @abstractmethod
+    def make_frame(cls, scene: Scene) -> Frame:
+        """What the actor sees of one instant."""
+
+    @classmethod
+    @abstractmethod
+    def make_actions(cls, scene: Scene) -> ActionPipeline:
+        """What an action means."""
+
+    @classmethod
+    @abstractmethod
+    def goal_rule(cls, scene: Scene) -> dict[str, Any]:
+        """How goals follow one another, in plain values, so that a controller can do it too."""
+
+    @abstractmethod
+    def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw new episodes for environments (K,): qpos (K, nq) and qvel (K, nv), float64."""
+
+    @abstractmethod
+    def evaluate(self, action: Tensor) -> Outcome:
+        """Judge the step just taken and set the next goal where one was reached."""
+
+    @abstractmethod
+    def readings(self, env_ids: Tensor | None = None) -> dict[str, Tensor]:
+        """True readings as `layout` names them, float32, of all or some environments."""
+
+    @abstractmethod
+    def privileged(self, env_ids: Tensor | None = None) -> Tensor:
+        """True state for the critic, beside the true frame, (K, m) float32."""
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform numbers in [-1, 1), float64, from the task's own generator."""
+        return (
+            torch.rand(
+                *shape, device=self.sim.device, dtype=torch.float64, generator=self.generator
+            )
+            * 2
+            - 1
+        )
+
+    def rows(self, env_ids: Tensor | None) -> Any:
+        """An index of these environments' rows; all of them for None, without a copy."""
+        return slice(None) if env_ids is None else env_ids
+
+    def joint_pos(self, env_ids: Tensor | None) -> Tensor:
+        """True joint positions (K, nu) [rad], float32."""
+        return self.sim.qpos[self.rows(env_ids)][:, self.joints].float()
+
+    def joint_vel(self, env_ids: Tensor | None) -> Tensor:
+        """True joint velocities (K, nu) [rad/s], float32."""
+        return self.sim.qvel[self.rows(env_ids)][:, self.dofs].float()
+
+    def nominal_state(self, count: int) -> tuple[Tensor, Tensor]:
+        """The model's own qpos (count, nq) with the hand at home, and zero qvel (count, nv)."""
+        model = self.sim.model
+        qpos = torch.as_tensor(model.qpos0, device=self.sim.device).repeat(count, 1)
+        qpos[:, self.joints] = self.home
+        return qpos, torch.zeros(count, model.nv, dtype=torch.float64, device=self.sim.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of the tensors named in `state`."""
+        return {name: getattr(self, name).clone() for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        for name in self.state:
+            getattr(self, name).copy_(state[name])
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of this name.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, 3, 0.4) or sorted(TASKS)
+        raise ValueError(f"task: unknown task {name!r}; expected one of {', '.join(near)}")
+    module, attribute = TASKS[name].split(":")
+    return getattr(importlib.import_module(f".{module}", __package__), attribute)

@@ -1,0 +1,174 @@
+"""Automatic domain randomization, Algorithms 1 and 2 of arXiv 1910.07113. Knows no simulator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .curriculum import Move, Range, Uniform
+
+SIDES = ("low", "high")
+
+
+class AdrConfig(BaseModel):
+    """The published constants (arXiv 1910.07113, table 15)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    evaluation_share: float = Field(default=0.5, ge=0, le=1)
+    """probability that an episode evaluates a bound"""
+    buffer: int = Field(default=240, ge=1)
+    """results at a bound that make one evaluation"""
+    widen_at: float = 20.0
+    """mean score at or above which the bound moves away from the nominal"""
+    narrow_at: float = 10.0
+    """mean score at or below which the bound moves toward the nominal"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AdrConfig:
+        if self.narrow_at >= self.widen_at:
+            raise ValueError(
+                f"adr.narrow_at: {self.narrow_at:g} must be below adr.widen_at {self.widen_at:g}"
+            )
+        return self
+
+
+class ADR(Uniform):
+    """Ranges that widen where the policy copes and narrow where it does not.
+
+    A run begins with every range at zero width on its nominal. Each episode draws every parameter
+    U(low, high); with probability `evaluation_share` one bound is picked at random and its
+    parameter set to it. The score of such an episode is a result of that bound. Whenever a bound
+    has `buffer` results their mean decides: at least `widen_at` moves the bound a step outwards
+    (to its limit at most), at most `narrow_at` a step inwards (to the nominal at most), and in
+    every case those results are spent. A bound whose limit is the nominal cannot move and is never
+    picked. An episode whose bound has moved meanwhile counts all the same, as published.
+
+    The published loop is sequential. Here environments run side by side and episodes that fail
+    early also finish early, so that a buffer filled in finishing order would first see failures
+    only. Results therefore enter a buffer in the order in which their episodes *began*: a result
+    waits until the bound's earlier episodes have ended.
+    """
+
+    def __init__(
+        self, ranges: Sequence[Range], config: AdrConfig, num_envs: int, seed: int
+    ) -> None:
+        super().__init__(ranges, np.array([[r.nominal, r.nominal] for r in ranges]), seed)
+        self.config = config
+        movable = [
+            [r.step > 0 and r.limit_low < r.nominal, r.step > 0 and r.limit_high > r.nominal]
+            for r in self.ranges
+        ]
+        # a bound is numbered 2 * parameter + side
+        self._movable = np.flatnonzero(np.array(movable, dtype=bool))
+        self._assigned = np.full(num_envs, -1)
+        self._ticket = np.zeros(num_envs, dtype=np.int64)
+        self._begun = 0
+        self._results: list[list[tuple[int, float]]] = [[] for _ in range(2 * len(self.ranges))]
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.array([len(held) for held in self._results], dtype=np.int64).reshape(-1, 2)
+
+    def draw(self, env_ids: np.ndarray) -> np.ndarray:
+        """Values (K, P) of the episodes that environments (K,) begin; remembers who evaluates."""
+        values = super().draw(env_ids)
+        count = len(env_ids)
+        evaluates = self._rng.random(count) < self.config.evaluation_share
+        if not len(self._movable):
+            return values
+        picked = self._movable[self._rng.integers(len(self._movable), size=count)]
+        self._assigned[env_ids] = np.where(evaluates, picked, -1)
+        self._ticket[env_ids] = self._begun + np.arange(count)
+        self._begun += count
+        rows = np.flatnonzero(evaluates)
+        values[rows, picked[rows] // 2] = self.bounds.reshape(-1)[picked[rows]]
+        return values
+
+    def result(self, env_ids: np.ndarray, scores: np.ndarray, counted: np.ndarray) -> list[Move]:
+        bounds = self._assigned[env_ids]
+        self._assigned[env_ids] = -1
+        for env, bound, score, counts in zip(env_ids, bounds, scores, counted, strict=True):
+            if bound >= 0 and counts:
+                self._results[bound].append((int(self._ticket[env]), float(score)))
+        # an episode that does not count may still have held up later ones
+        return [move for bound in np.unique(bounds[bounds >= 0]) for move in self._settle(bound)]
+
+    def _settle(self, bound: int) -> list[Move]:
+        """Evaluate a bound as often as its results in order of their beginning allow."""
+        running = self._ticket[self._assigned == bound]
+        oldest = int(running.min()) if len(running) else self._begun
+        results, size = sorted(self._results[bound]), self.config.buffer
+        moves = []
+        while len(results) >= size and results[size - 1][0] < oldest:
+            mean = math.fsum(score for _, score in results[:size]) / size
+            del results[:size]
+            moves += self._evaluate(bound, mean)
+        self._results[bound] = results
+        return moves
+
+    def _evaluate(self, bound: int, mean: float) -> list[Move]:
+        index, side = divmod(int(bound), 2)
+        what = self.ranges[index]
+        self.scores[index, side] = mean
+        if mean >= self.config.widen_at:
+            outwards = 1
+        elif mean <= self.config.narrow_at:
+            outwards = -1
+        else:
+            return []
+        old = float(self.bounds[index, side])
+        least, most = (
+            (what.limit_low, what.nominal) if side == 0 else (what.nominal, what.limit_high)
+        )
+        away = -1 if side == 0 else 1
+        new = min(max(old + away * outwards * what.step, least), most)
+        if new == old:
+            return []
+        self.bounds[index, side] = new
+        self.num_moves += 1
+        return [Move(what.name, SIDES[side], old, new, mean, self.config.buffer)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "bounds": self.bounds.tolist(),
+            "scores": self.scores.tolist(),
+            "num_moves": self.num_moves,
+            "assigned": self._assigned.tolist(),
+            "ticket": self._ticket.tolist(),
+            "begun": self._begun,
+            "results": [[list(one) for one in held] for held in self._results],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            ValueError: the state is of other parameters, of another number of environments, or
+                has a bound beyond its limit.
+        """
+        if len(state["assigned"]) != len(self._assigned):
+            raise ValueError(
+                f"randomization: saved state is of {len(state['assigned'])} environments,"
+                f" expected {len(self._assigned)}"
+            )
+        super().load_state_dict(state)
+        for what, (low, high) in zip(self.ranges, state["bounds"], strict=True):
+            if low < what.limit_low or high > what.limit_high:
+                raise ValueError(
+                    f"randomization.parameters.{what.name}: saved range [{low:g}, {high:g}] goes"
+                    f" beyond the limits [{what.limit_low:g}, {what.limit_high:g}]"
+                )
+        shape = self.bounds.shape
+        self.bounds = np.array(state["bounds"], dtype=np.float64).reshape(shape)
+        self.scores = np.array(state["scores"], dtype=np.float64).reshape(shape)
+        self.num_moves = int(state["num_moves"])
+        self._assigned = np.array(state["assigned"], dtype=np.int64)
+        self._ticket = np.array(state["ticket"], dtype=np.int64)
+        self._begun = int(state["begun"])
+        self._results = [[(int(t), float(s)) for t, s in held] for held in state["results"]]

@@ -1,0 +1,98 @@
+"""Checkpoints: tensors and plain values in one file, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .run_folder import RunFolder
+
+SCHEMA = "widen.checkpoint/1"
+# What may differ between a run and its continuation: it changes neither physics nor learning.
+FREE_KEYS = {"checkpoint", "evaluation", "ppo.iterations", "sim.threads"}
+
+
+def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int) -> Path:
+    """Write checkpoints/<steps>.pt of `state` ("steps", "config", ...) and drop the oldest.
+
+    The file appears under its name only when it is complete and on disk, so that a kill at any
+    moment leaves the last good one.
+    """
+    path = run.checkpoints / f"{state['steps']:012d}.pt"
+    beside = path.with_suffix(".tmp")
+    with open(beside, "wb") as file:
+        torch.save({"schema": SCHEMA, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    for old in list_checkpoints(run)[:-keep]:
+        old.unlink()
+    return path
+
+
+def list_checkpoints(run: RunFolder) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = run.checkpoints.glob("*.pt") if run.checkpoints.is_dir() else ()
+    return sorted(path for path in found if re.fullmatch(r"\d+\.pt", path.name))
+
+
+def latest_checkpoint(run: RunFolder) -> Path:
+    """The newest checkpoint.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    found = list_checkpoints(run)
+    if not found:
+        raise ValueError(
+            f"{run.checkpoints}: no checkpoint yet; expected one every checkpoint.every iterations"
+        )
+    return found[-1]
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        ValueError: the file is missing, truncated, or not a checkpoint of this version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch raises whatever its zip reader or unpickler ran into
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: expected a whole checkpoint, but it is damaged or not one: {reason}"
+        ) from None
+    schema = state.get("schema") if isinstance(state, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, got {schema!r}")
+    return state
+
+
+def check_same_config(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Refuse to continue a checkpoint under another config.
+
+    Raises:
+        ValueError: names the first key that differs and both values.
+    """
+    for key, before, now in _differences(saved, wanted, ""):
+        if key not in FREE_KEYS and key.split(".")[0] not in FREE_KEYS:
+            raise ValueError(
+                f"{path}: checkpoint of another config: {key} is {before!r} there and {now!r} here"
+            )
+
+
+def _differences(a: Any, b: Any, key: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = []
+        for name in dict.fromkeys((*a, *b)):
+            inner = f"{key}.{name}" if key else name
+            found += _differences(a.get(name), b.get(name), inner)
+        return found
+    return [] if a == b else [(key, a, b)]

@@ -1,0 +1,99 @@
+"""How good a policy is: goals per episode over whole episodes, drops included."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from widen.envs.batched import BatchedEnv, EnvConfig, Obs, StepResult
+from widen.envs.sim import SimConfig
+from widen.randomization.config import RandomizationConfig
+from widen.randomization.randomizer import Randomizer
+
+# Far from the seeds people train with, so that a policy is never examined on its own draws.
+SEED = 7_919_000
+MOST_ENVS = 256
+
+RandomizationName = Literal["none", "current"]
+
+
+def ranges_config(table: Iterable[dict[str, Any]]) -> RandomizationConfig:
+    """Fixed ranges as a monitor's or a contract's table states them: `current` randomization."""
+    parameters = {
+        row["name"]: {
+            "range": (row["low"], row["high"]),
+            "limits": (row["limit_low"], row["limit_high"]),
+        }
+        for row in table
+    }
+    return RandomizationConfig.model_validate({"curriculum": "uniform", "parameters": parameters})
+
+
+def evaluation_env(
+    task: str,
+    hand: str,
+    object_name: str | None,
+    env: EnvConfig,
+    sim: SimConfig,
+    randomization: RandomizationConfig,
+    episodes: int,
+    seed: int = SEED,
+) -> BatchedEnv:
+    """Environments for `evaluate`, in which every episode is whole."""
+    return BatchedEnv(
+        task,
+        hand,
+        object_name,
+        env.model_copy(update={"num_envs": min(episodes, MOST_ENVS)}),
+        sim,
+        Randomizer(randomization, seed) if randomization.parameters else None,
+        seed=seed,
+    )
+
+
+def evaluate(
+    env: BatchedEnv,
+    step: Callable[[Obs, Tensor], StepResult],
+    episodes: int,
+) -> dict[str, Any]:
+    """Run `episodes` episodes, the same number in every environment.
+
+    Counting the first that end would favour the short ones, which are the drops.
+
+    Args:
+        env: without staggering.
+        step: one control step from the observations and a mask (N,) of environments in which an
+            episode begins.
+        episodes: rounded up to a multiple of the number of environments.
+
+    Returns:
+        episodes, goals_mean, goals_median, drop_rate, goals (list), seconds.
+    """
+    began = time.perf_counter()
+    quota = -(-episodes // env.num_envs)
+    done = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
+    goals: list[float] = []
+    drops = 0
+    obs = env.reset()
+    fresh = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    while int(done.min()) < quota:
+        result = step(obs, fresh)
+        ids = result.episodes["env_ids"]
+        wanted = done[ids] < quota
+        goals += result.episodes["score"][wanted].tolist()
+        drops += int(result.episodes["failed"][wanted].sum())
+        done[ids] += 1
+        obs, fresh = result.obs, result.terminated | result.truncated
+    scores = torch.tensor(goals)
+    return {
+        "episodes": len(goals),
+        "goals_mean": round(float(scores.mean()), 4),
+        "goals_median": float(scores.quantile(0.5)),
+        "drop_rate": round(drops / len(goals), 4),
+        "goals": goals,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
