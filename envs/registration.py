@@ -1,8 +1,8 @@
-"""Gymnasium's names for the tasks. Imports nothing heavy: gymnasium loads it at start-up."""
+"""Gymnasium's names for the tasks."""
 
 from __future__ import annotations
 
-# id -> (task, default episode seconds x default control rate)
+# id -> task
 ENVIRONMENTS = {
     "widen/CubeRotate-v0": "cube_rotate",
     "widen/FingertipReach-v0": "fingertip_reach",

@@ -55,7 +55,14 @@ class BatchSim(Protocol):
         ...
 
     def commit(self, env_ids: Tensor) -> None:
-        """Make the per-env values of these environments (K,) count, derived constants included."""
+        """Make the per-env values of these environments (K,) count, derived constants included.
+
+        env_ids are sorted and unique, here and in `reset`. A body whose centre of mass is to
+        move must be compiled with simple="false".
+
+        Raises:
+            ValueError: MuJoCo refuses the values.
+        """
         ...
 
     def reset(self, env_ids: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -67,8 +74,11 @@ class BatchSim(Protocol):
 
         Args:
             ctrl: (N, substeps, nu), one row for each simulation step.
-            wrench: (N, 6) force [N] and torque [N m] on the wrench body, world frame, held for
-                this call; None for none.
+            wrench: (N, 6) force [N] and torque [N m] at the centre of mass of the wrench body,
+                world frame, held for this call; None for none.
+
+        Raises:
+            ValueError: a shape is wrong, or a wrench is given and there is no wrench body.
         """
         ...
 

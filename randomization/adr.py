@@ -127,6 +127,8 @@ class ADR(Uniform):
         )
         away = -1 if side == 0 else 1
         new = min(max(old + away * outwards * what.step, least), most)
+        # sums of steps miss the ends by rounding, and would leave a step of nothing to take
+        new = next((end for end in (least, most) if abs(new - end) < 1e-9 * what.step), new)
         if new == old:
             return []
         self.bounds[index, side] = new

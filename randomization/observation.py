@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from widen.envs.perturbation import Readings
 from widen.envs.rotations import quat_from_rotvec, quat_mul
 

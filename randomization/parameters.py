@@ -20,6 +20,7 @@ from typing import Literal
 import mujoco
 import torch
 from torch import Tensor
+
 from widen.envs.scene import Scene
 
 from .curriculum import Range

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
 from widen.envs.perturbation import Readings
 from widen.envs.scene import Scene
 from widen.envs.sim import BatchSim

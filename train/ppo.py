@@ -89,7 +89,8 @@ class WidenPPO(PPO):
         config = config or PPOConfig()
         self.config = config
         self._seconds = {"simulation": 0.0, "inference": 0.0, "update": 0.0}
-        self._dumped_at = time.perf_counter()
+        self._written_at = time.perf_counter()
+        self._log_due = False
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -141,13 +142,13 @@ class WidenPPO(PPO):
         )
         # After a reset these are the VecEnv's numpy arrays, after a resume already tensors.
         self._last_obs: Any = {
-            key: torch.as_tensor(x, device=self.device).clone()
+            key: x.clone()
             for key, x in obs_as_tensor(self._last_obs, self.device).items()  # type: ignore
         }
         self._last_episode_starts: Any = torch.as_tensor(
             self._last_episode_starts, device=self.device
         )
-        self._dumped_at = time.perf_counter()
+        self._written_at = time.perf_counter()
         return prepared
 
     @contextmanager
@@ -163,10 +164,11 @@ class WidenPPO(PPO):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Fill the buffer; as stable-baselines3's, with tensors in `callback.locals`.
+        """Fill the buffer.
 
-        There is no `infos`: what became of an episode is in `result.episodes`. Tensors of a
-        step's result must not be written again by the next step.
+        `callback.locals` are tensors, but "dones", which the library's own callbacks count with
+        numpy. There is no "infos": what became of an episode is in `result.episodes`. Tensors of
+        a step's result must not be written again by the next step.
         """
         with _torch_threads(1):
             return self._collect(env, callback, rollout_buffer, n_rollout_steps)
@@ -188,7 +190,7 @@ class WidenPPO(PPO):
             dones = result.terminated | result.truncated
 
             self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
+            callback.update_locals(locals() | {"dones": dones.cpu().numpy()})
             if not callback.on_step():
                 return False
 
@@ -234,17 +236,26 @@ class WidenPPO(PPO):
             )
 
     def dump_logs(self, iteration: int = 0) -> None:
-        """Write the log; `iteration` counts from the last resume and is not used."""
+        """Have the log written after the update that follows.
+
+        The library writes it before, so that an update's figures appear one iteration late, the
+        last one's never, and those pending at a checkpoint would be lost. `iteration`, which
+        begins anew when a run is resumed, is not used.
+        """
         del iteration
+        self._log_due = True
+
+    def _write_log(self) -> None:
+        self._log_due = False
         if self.ep_info_buffer:
             episodes = list(self.ep_info_buffer)
             self.logger.record("rollout/goals_mean", safe_mean([e["score"] for e in episodes]))
             self.logger.record("rollout/drop_rate", safe_mean([e["failed"] for e in episodes]))
         now = time.perf_counter()
         for kind, seconds in self._seconds.items():
-            self.logger.record(f"time/share_{kind}", seconds / (now - self._dumped_at))
+            self.logger.record(f"time/share_{kind}", seconds / (now - self._written_at))
             self._seconds[kind] = 0.0
-        self._dumped_at = now
+        self._written_at = now
         super().dump_logs(self.iteration)
 
     @property
@@ -267,6 +278,8 @@ class WidenPPO(PPO):
                 {key: x.flatten(0, 1) for key, x in self.rollout_buffer.observations.items()}
             )
             self._adapt_learning_rate(kl)
+        if self._log_due:
+            self._write_log()
 
     def _epoch(self, clip_range: float) -> Tensor:
         """One pass over the buffer; returns what `_losses` measured, (minibatches, 6)."""

@@ -1,0 +1,391 @@
+"""From a trained policy to one ONNX file that needs nothing else.
+
+The graph is traced from the objects that training itself uses, so that no controller has to
+know a scale, a filter or an order: raw readings and the state of the last step go in, joint
+targets [rad] and the next state come out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib.metadata
+import io
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import yaml
+from torch import Tensor, nn
+
+from widen.envs.actions import ActionPipeline
+from widen.envs.encoder import ObservationEncoder
+from widen.envs.layout import Reading
+from widen.envs.scene import Scene
+from widen.envs.task import task_class
+
+from .contract import (
+    CONTRACT_KEY,
+    GOLDEN_KEY,
+    JOINT_TARGET,
+    TOLERANCE,
+    Contract,
+    Golden,
+    StateTensor,
+)
+
+SEQUENCES = 256  # compared with ONNX Runtime before a file is written
+STEPS = 8  # control steps in each of them, and in the golden vectors
+_PACKAGES = ("widen", "mujoco", "torch", "numpy", "onnx", "onnxruntime")
+
+
+class Policy(Protocol):
+    """What an exportable policy offers; `train.policy.HandPolicy` does."""
+
+    def mean_action(self, actor_obs: Tensor) -> Tensor:
+        """Actor observation (N, n) -> action (N, nu); a pure function of tensors."""
+        ...
+
+
+class PolicyGraph(nn.Module):
+    """Encoder, deterministic policy and action pipeline as one module, on copies on the CPU."""
+
+    def __init__(
+        self,
+        layout: tuple[Reading, ...],
+        encoder: ObservationEncoder,
+        actions: ActionPipeline,
+        policy: Policy,
+    ) -> None:
+        """layout: the task's readings, in the order of the graph's inputs."""
+        super().__init__()
+        self.layout = layout
+        self.encoder: ObservationEncoder = _frozen(encoder)
+        self.actions: ActionPipeline = _frozen(actions)
+        self.policy: Any = _frozen(policy)
+
+    @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """The state tensors, in the order of the graph's inputs."""
+        home = self.actions.home.tolist()
+        nu, past = len(home), self.encoder.history_width
+        target = StateTensor(
+            JOINT_TARGET, f"state_{JOINT_TARGET}", JOINT_TARGET, (nu,), tuple(home)
+        )
+        tensors = [target, _carried("last_action", nu, 0.0)]
+        if past:  # a policy of one frame remembers none
+            tensors += [_carried("past", past, 0.0), _carried("fresh", 1, 1.0)]
+        return tuple(tensors)
+
+    def forward(self, readings: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+        """One control step of N hands: the outputs of `state`, the joint target first.
+
+        Args:
+            readings: (N, ...) each, in the order of the layout.
+            state: (N, ...) each, in the order of `state`.
+        """
+        named = {reading.name: value for reading, value in zip(self.layout, readings, strict=True)}
+        target, last_action, *memory = state
+        past, fresh = memory or (target[:, :0], target[:, :1])
+        observation, past = self.encoder(named, target, last_action, past, fresh)
+        action = self.policy.mean_action(observation).clamp(-1.0, 1.0)
+        answer = [self.actions(action, target), action]
+        return [*answer, past, torch.zeros_like(fresh)] if memory else answer
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did: largest difference [rad] to ONNX Runtime, file size, seconds."""
+
+    path: Path
+    max_error: float
+    size_bytes: int
+    seconds: float
+
+
+def describe(
+    scene: Scene,
+    task: str,
+    graph: PolicyGraph,
+    *,
+    hand: str,
+    object_name: str | None,
+    control_period: float,
+    **of_training: Any,
+) -> Contract:
+    """The contract of a policy.
+
+    Args:
+        scene: in which it was trained, for names, limits and gains.
+        task: name of the task.
+        graph: what will be exported.
+        hand: as in the config, so that `load_hand` finds it again.
+        object_name: as in the config or the task's own.
+        control_period: [s].
+        of_training: the contract's fields randomization, npd, exam and training.
+    """
+    kind, count = task_class(task), len(scene.hand.joints)
+    model = scene.model
+    return Contract(
+        task=task,
+        hand=hand,
+        object=object_name or kind.object,
+        joints=tuple(scene.hand.joints),
+        lower=_floats(scene.lower),
+        upper=_floats(scene.upper),
+        home=_floats(scene.hand.home),
+        kp=_floats(model.actuator_gainprm[:, 0]),
+        kv=_floats(-model.actuator_biasprm[:, 2]),
+        force_limit=_floats(_force_limits(scene)),
+        max_target_speed=_largest_move(graph.actions) / control_period,
+        control_period=control_period,
+        readings=graph.layout,
+        outputs=({"name": JOINT_TARGET, "shape": [count], "unit": "rad", "frame": "joint"},),
+        state=graph.state,
+        goal=kind.goal_rule(scene),
+        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        **of_training,
+    )
+
+
+def export_policy(
+    graph: PolicyGraph, contract: Contract, path: str | Path, seed: int = 0
+) -> ExportReport:
+    """Write one self-contained ONNX file, or nothing.
+
+    The file appears under its name only when ONNX Runtime has answered SEQUENCES random
+    sequences and the golden vectors as torch does; an earlier file stays until then. Neither
+    torch's random state nor the modules that the graph was made of are touched.
+
+    Args:
+        graph: what to write.
+        contract: of this graph.
+        path: file to write.
+        seed: of the readings that are compared.
+
+    Raises:
+        ValueError: ONNX Runtime differs by more than TOLERANCE, or the path cannot be written.
+    """
+    began, path = time.perf_counter(), Path(path)
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        readings = sample_readings(contract, rng, SEQUENCES)
+        first = {name: values[:, :1] for name, values in sample_readings(contract, rng, 1).items()}
+        golden = Golden(first, _answers(graph, contract, first))
+        model = _to_onnx(graph, contract)
+        for key, text in ((CONTRACT_KEY, contract.to_json()), (GOLDEN_KEY, golden.to_json())):
+            model.metadata_props.add(key=key, value=text)
+        content = model.SerializeToString()
+        error = max(
+            _difference(_replay(content, contract, inputs), outputs)
+            for inputs, outputs in (
+                (readings, _answers(graph, contract, readings)),
+                (golden.readings, golden.outputs),
+            )
+        )
+    if not error <= TOLERANCE:
+        raise ValueError(
+            f"{path}: not written: ONNX Runtime and torch differ by {error:.2g} rad,"
+            f" expected at most {TOLERANCE:g}"
+        )
+    _write(path, content)
+    return ExportReport(path, error, len(content), time.perf_counter() - began)
+
+
+def export_runner(runner: Any, path: str | Path) -> ExportReport:
+    """Export what a `train.runner.Runner` holds in memory; its training may go on afterwards.
+
+    Raises:
+        ValueError: as `export_policy`.
+    """
+    env, config = runner.env, runner.config
+    layout = task_class(config.task).layout(env.scene)
+    graph = PolicyGraph(layout, env.encoder, env.actions, runner.ppo.policy)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    contract = describe(
+        env.scene,
+        config.task,
+        graph,
+        hand=config.hand,
+        object_name=config.object,
+        control_period=env.control_dt,
+        randomization=runner.randomizer.table(),
+        npd=runner.randomizer.npd(),
+        training={
+            "steps": runner.ppo.num_timesteps,
+            "seed": config.seed,
+            "config": text,
+            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        },
+    )
+    return export_policy(graph, contract, path)
+
+
+def sample_readings(
+    contract: Contract, rng: np.random.Generator, count: int
+) -> dict[str, np.ndarray]:
+    """Readings (STEPS, count, ...) float32 such as a robot may give, which drift from step to step.
+
+    Joints wander about home, positions about the palm, rotations turn about its axis; a goal
+    with listed values is one of them.
+    """
+    listed = {contract.goal.get("reading"): contract.goal.get("values")}
+    drawn: dict[str, np.ndarray] = {}
+    for reading in contract.readings:
+        start = rng.standard_normal((1, count, *reading.shape))
+        drift = 0.05 * rng.standard_normal((STEPS, count, *reading.shape)).cumsum(0)
+        if (values := listed.get(reading.name)) is not None:
+            value = np.array(values)[rng.integers(len(values), size=(STEPS, count))]
+        elif reading.frame == "joint" and reading.unit == "rad":
+            wander = contract.home + 0.2 * start + drift
+            value = np.clip(wander, contract.lower, contract.upper)
+        elif reading.shape == (4,) and reading.unit == "1":
+            # any turn about the palm's axis, tilted a little; normalised
+            value = (start + drift) * (1.0, 0.1, 0.1, 1.0)
+            value /= np.linalg.norm(value, axis=-1, keepdims=True)
+        else:
+            value = 0.05 * (start + drift)
+        drawn[reading.name] = value.astype(np.float32)
+    return drawn
+
+
+def _carried(name: str, width: int, value: float) -> StateTensor:
+    return StateTensor(name, f"state_{name}", f"next_{name}", (width,), (value,) * width)
+
+
+def _frozen(module: Any) -> Any:
+    """A copy on the CPU that needs no gradients, so that nothing done to it reaches training."""
+    return copy.deepcopy(module).cpu().eval().requires_grad_(False)
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(np.asarray(values, np.float64).tolist())
+
+
+def _force_limits(scene: Scene) -> np.ndarray:
+    """Largest torque (nu,) [N m] that model and actuator allow a joint; inf without a limit."""
+    model = scene.model
+    joints = model.dof_jntid[scene.joint_dof]
+    limits = np.full(model.nu, np.inf)
+    for limited, ranges in (
+        (model.actuator_forcelimited, model.actuator_forcerange),
+        (model.jnt_actfrclimited[joints], model.jnt_actfrcrange[joints]),
+    ):
+        limits = np.where(limited, np.minimum(limits, np.abs(ranges).min(1)), limits)
+    return limits
+
+
+def _largest_move(actions: ActionPipeline) -> float:
+    """The most that an action in -1..1 moves a joint target in one step [rad]."""
+    if actions.mode == "relative":
+        return actions.scale
+    return 2.0 * actions.scale * actions.smoothing  # from one end of the action's span
+
+
+def _start(contract: Contract, count: int) -> list[np.ndarray]:
+    return [
+        np.tile(np.array(s.initial, np.float32).reshape(s.shape), (count,) + (1,) * len(s.shape))
+        for s in contract.state
+    ]
+
+
+def _answers(
+    graph: PolicyGraph, contract: Contract, readings: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What torch makes of readings (T, N, ...), the state carried along: output -> (T, N, ...)."""
+    names = [s.output for s in contract.state]
+    steps, count = next(iter(readings.values())).shape[:2]
+    state, outputs = [torch.from_numpy(a) for a in _start(contract, count)], []
+    for t in range(steps):
+        state = graph([torch.from_numpy(readings[r.name][t]) for r in contract.readings], state)
+        outputs.append([tensor.numpy() for tensor in state])
+    return {name: np.stack([row[i] for row in outputs]) for i, name in enumerate(names)}
+
+
+def _replay(
+    content: bytes, contract: Contract, readings: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """As `_answers`, from the file's bytes: external data would be missing here."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [s.output for s in contract.state]
+    steps, count = next(iter(readings.values())).shape[:2]
+    state, outputs = _start(contract, count), []
+    for t in range(steps):
+        feeds = {name: values[t] for name, values in readings.items()}
+        feeds |= {s.input: value for s, value in zip(contract.state, state, strict=True)}
+        state = session.run(names, feeds)
+        outputs.append(state)
+    return {name: np.stack([row[i] for row in outputs]) for i, name in enumerate(names)}
+
+
+def _difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """Largest difference of joint targets [rad]; infinite where a number is not finite.
+
+    A wrong state shows in the targets of later steps, in the unit that matters.
+    """
+    worst = float(np.abs(found[JOINT_TARGET] - expected[JOINT_TARGET]).max())
+    return worst if np.isfinite(worst) else np.inf
+
+
+def _to_onnx(graph: PolicyGraph, contract: Contract) -> onnx.ModelProto:
+    # two rows, because a batch of one would be taken for a constant
+    readings = [torch.zeros(2, *r.shape) for r in contract.readings]
+    state = [torch.from_numpy(a) for a in _start(contract, 2)]
+    batch = torch.export.Dim("N", min=1)
+    rows = ([{0: batch} for _ in readings], [{0: batch} for _ in state])
+    with _silence():
+        program = torch.onnx.export(
+            graph,
+            (readings, state),
+            input_names=[r.name for r in contract.readings] + [s.input for s in contract.state],
+            output_names=[s.output for s in contract.state],
+            dynamic_shapes=rows,
+            dynamo=True,
+        )
+    assert program is not None  # it is None only for the old exporter
+    model = program.model_proto
+    # the exporter notes the source lines of every node, with paths of this machine
+    for item in (*model.graph.node, *model.graph.value_info, model.graph):
+        item.ClearField("metadata_props")
+    model.producer_name, model.producer_version = "widen", importlib.metadata.version("widen")
+    return model
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the exporter's progress lines and its warnings about other people's libraries."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put the file in place whole, or leave what was there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None

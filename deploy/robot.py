@@ -1,0 +1,110 @@
+"""What a controller needs of a robot, simulated or real."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import time
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Measurement(NamedTuple):
+    """One reading and when it was taken."""
+
+    value: np.ndarray
+    """(...), without a batch axis"""
+    time: float
+    """[s] on the robot's clock"""
+
+
+class Clock(Protocol):
+    """Time that never jumps back."""
+
+    def now(self) -> float:
+        """[s] since some fixed moment."""
+        ...
+
+    def sleep_until(self, moment: float) -> None:
+        """Return at `moment` [s], at once if it has passed."""
+        ...
+
+
+class MonotonicClock:
+    """The computer's own monotonic clock."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep_until(self, moment: float) -> None:
+        left = moment - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+
+
+class Robot(Protocol):
+    """A hand, and perhaps a tracker of the object in it.
+
+    Attributes:
+        joint_names: in the robot's own order, which `read` and `command` use; the controller
+            sorts by name.
+        clock: the time of measurements, and the one that the controller goes by.
+        drops: how often the object was put back after a fall; 0 where nobody can tell.
+    """
+
+    joint_names: tuple[str, ...]
+    clock: Clock
+    drops: int
+
+    def start(self) -> None:
+        """Connect, so that `read` works. The motors stay passive until the first `command`."""
+        ...
+
+    def read(self) -> dict[str, Measurement]:
+        """The newest measurement of every reading; does not wait for one."""
+        ...
+
+    def command(self, joint_target: np.ndarray) -> None:
+        """Send joint targets (nu,) [rad]; they hold until the next ones."""
+        ...
+
+    def stop(self) -> None:
+        """Leave the robot safe; also called after an error, and when `start` failed."""
+        ...
+
+
+def load_robot(name: str) -> Robot:
+    """A user's own robot: MODULE:CLASS, made without arguments.
+
+    The module is looked for in the current directory too.
+
+    Raises:
+        ValueError: the name is not of that form, there is no such module or class, or the class
+            lacks something of `Robot`.
+    """
+    module_name, colon, class_name = name.partition(":")
+    if not (colon and module_name and class_name):
+        raise ValueError(f"--robot {name}: expected sim, leap or MODULE:CLASS")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"--robot {name}: cannot import {module_name}: {error}") from None
+    if not isinstance(kind := getattr(module, class_name, None), type):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        near = difflib.get_close_matches(class_name, classes, 3, 0.4) or classes[:3]
+        hint = f"; expected {' or '.join(near)}" if near else ""
+        raise ValueError(f"--robot {name}: no class {class_name} in {module_name}{hint}")
+    try:
+        robot = kind()
+    except Exception as error:  # whatever a user's class raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"--robot {name}: cannot be made: {reason}") from error
+    needed = ("joint_names", "clock", "drops", "start", "read", "command", "stop")
+    if lacking := [part for part in needed if not hasattr(robot, part)]:
+        raise ValueError(f"--robot {name}: {class_name} lacks {', '.join(lacking)}")
+    return robot

@@ -1,0 +1,325 @@
+"""Automatic domain randomization against hand arithmetic and its published rules."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from widen.randomization.adr import ADR, AdrConfig
+from widen.randomization.config import RandomizationConfig
+from widen.randomization.curriculum import Move, Range, Uniform
+
+MASS = Range("mass", 1.0, 0.1, 0.5, 1.25)
+LATENCY = Range("latency", 0.0, 0.2, 0.0, 1.0, scale=2.0)
+FIXED = Range("fixed", 3.0, 0.0, 0.0, 9.0)
+POINT = Range("point", 2.0, 0.1, 2.0, 2.0)
+
+
+def adr(*ranges: Range, num_envs: int = 1, seed: int = 0, **config: Any) -> ADR:
+    constants = {"evaluation_share": 1.0, "buffer": 2, "widen_at": 20, "narrow_at": 10}
+    return ADR(ranges, AdrConfig(**{**constants, **config}), num_envs, seed)
+
+
+def play(curriculum: ADR, scores: list[float], *, counted: bool = True) -> list[Move]:
+    """Episodes of environment 0, one after another, with these scores."""
+    moves = []
+    for score in scores:
+        curriculum.draw(np.array([0]))
+        moves += curriculum.result(np.array([0]), np.array([score]), np.array([counted]))
+    return moves
+
+
+def test_a_bound_follows_the_mean_of_its_buffer() -> None:
+    curriculum = adr(LATENCY)  # only its high side can move
+    assert play(curriculum, [19.0]) == []
+    assert curriculum.counts.tolist() == [[0, 1]]
+    assert play(curriculum, [21.0]) == [Move("latency", "high", 0.0, 0.2, 20.0, 2)]
+    assert curriculum.counts.tolist() == [[0, 0]]
+    assert play(curriculum, [19.0, 10.0]) == []
+    assert curriculum.bounds.tolist() == [[0.0, 0.2]]
+    assert curriculum.scores[0, 1] == 14.5
+
+
+def test_thresholds_are_inclusive_and_what_lies_between_moves_nothing() -> None:
+    curriculum = adr(LATENCY)
+    sides = [
+        ([20.0, 20.0], 0.2),
+        ([19.0, 20.9], 0.2),
+        ([10.0, 10.2], 0.2),
+        ([21.0, 22.0], 0.4),
+        ([10.0, 10.0], 0.2),
+        ([0.0, 0.0], 0.0),
+        ([0.0, 0.0], 0.0),
+    ]
+    for scores, high in sides:
+        play(curriculum, scores)
+        assert curriculum.bounds[0].tolist() == pytest.approx([0.0, high])
+        assert curriculum.scores[0, 1] == pytest.approx(sum(scores) / 2)
+    assert math.isnan(curriculum.scores[0, 0])
+    assert curriculum.num_moves == 4
+
+
+def test_bounds_stop_at_limits_and_at_the_nominal() -> None:
+    curriculum = adr(MASS, buffer=1)
+    moves = play(curriculum, [50.0] * 100)
+    assert curriculum.bounds.tolist() == [[0.5, 1.25]]
+    highs = [move.new for move in moves if move.side == "high"]
+    assert highs == pytest.approx([1.1, 1.2, 1.25])
+    lows = [move.new for move in moves if move.side == "low"]
+    assert lows == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert curriculum.num_moves == len(moves) == 8
+    moves = play(curriculum, [0.0] * 100)
+    assert curriculum.bounds.tolist() == [[1.0, 1.0]]
+    highs = [move.new for move in moves if move.side == "high"]
+    assert highs == pytest.approx([1.15, 1.05, 1.0])
+
+
+def test_half_of_the_episodes_evaluate_a_bound() -> None:
+    curriculum = adr(MASS, evaluation_share=0.4, num_envs=20000)
+    curriculum.bounds[:] = [[0.5, 1.25]]
+    values = curriculum.draw(np.arange(20000))[:, 0]
+    at_bound = np.isin(values, [0.5, 1.25])
+    assert at_bound.mean() == pytest.approx(0.4, abs=0.015)  # and not 0.6
+    assert (values == 0.5).sum() == pytest.approx((values == 1.25).sum(), rel=0.06)
+    inside = values[~at_bound]
+    assert inside.mean() == pytest.approx(0.875, abs=0.01)
+    assert inside.std() == pytest.approx(0.75 / math.sqrt(12), abs=0.01)
+    assert AdrConfig().evaluation_share == 0.5
+
+
+def test_published_constants_are_the_defaults() -> None:
+    assert AdrConfig().model_dump() == {
+        "evaluation_share": 0.5,
+        "buffer": 240,
+        "widen_at": 20.0,
+        "narrow_at": 10.0,
+    }
+
+
+def test_bounds_that_cannot_move_are_never_picked() -> None:
+    curriculum = adr(LATENCY, FIXED, POINT, num_envs=500)
+    curriculum.draw(np.arange(500))
+    curriculum.result(np.arange(500), np.zeros(500), np.ones(500, bool))
+    assert curriculum.counts.sum() == curriculum.counts[0, 1] == 0  # all spent, two by two
+    assert not np.isnan(curriculum.scores[0, 1])
+    assert np.isnan(np.delete(curriculum.scores.reshape(-1), 1)).all()
+
+
+def test_nothing_that_can_move_is_no_error() -> None:
+    curriculum = adr(FIXED, POINT)
+    assert curriculum.draw(np.array([0])).tolist() == [[3.0, 2.0]]
+    assert curriculum.result(np.array([0]), np.array([50.0]), np.array([True])) == []
+
+
+def test_results_that_do_not_count_are_forgotten() -> None:
+    curriculum = adr(LATENCY)
+    assert play(curriculum, [50.0] * 5, counted=False) == []
+    assert curriculum.counts.sum() == 0
+    # and one episode gives one result
+    play(curriculum, [50.0])
+    curriculum.result(np.array([0]), np.array([50.0]), np.array([True]))
+    assert curriculum.counts.sum() == 1
+
+
+def test_early_failures_do_not_come_first() -> None:
+    """Ten episodes at one bound begin together, five fail at once and five end with 30 goals."""
+    curriculum = adr(LATENCY, num_envs=10, buffer=5)
+    curriculum.draw(np.arange(10))
+    failed, survived = np.array([0, 2, 4, 6, 8]), np.array([1, 3, 5, 7, 9])
+    yes = np.ones(5, dtype=bool)
+    assert curriculum.result(failed, np.zeros(5), yes) == []
+    moves = curriculum.result(survived, np.full(5, 30.0), yes)
+    # in order of beginning: 0 30 0 30 0, mean 12, and 30 0 30 0 30, mean 18: neither moves it,
+    # whereas in order of ending five zeros would have come before five thirties
+    assert moves == []
+    assert curriculum.scores[0, 1] == pytest.approx(18.0)
+    assert curriculum.num_moves == 0
+
+
+def test_a_running_episode_that_does_not_count_lets_later_ones_pass() -> None:
+    curriculum = adr(LATENCY, num_envs=3)
+    curriculum.draw(np.arange(3))
+    yes = np.ones(2, dtype=bool)
+    assert curriculum.result(np.array([1, 2]), np.array([30.0, 30.0]), yes) == []
+    moves = curriculum.result(np.array([0]), np.array([0.0]), np.array([False]))
+    assert [move.new for move in moves] == [0.2]
+
+
+def test_an_episode_counts_after_its_bound_moved() -> None:
+    curriculum = adr(LATENCY, num_envs=3, buffer=1)
+    curriculum.draw(np.arange(3))
+    yes = np.ones(1, dtype=bool)
+    for env, high in enumerate((0.2, 0.4, 0.6)):
+        (move,) = curriculum.result(np.array([env]), np.array([30.0]), yes)
+        assert move.new == pytest.approx(high)
+
+
+def test_npd_by_hand() -> None:
+    curriculum = adr(MASS, LATENCY, FIXED, POINT)
+    assert curriculum.npd() == pytest.approx(math.log(1e-3))
+    curriculum.bounds[0] = [0.9, 1.2]
+    curriculum.bounds[1] = [0.0, 0.8]
+    # two active parameters; latency's unit is 2 wide
+    assert curriculum.npd() == pytest.approx((math.log(0.3) + math.log(0.4)) / 2)
+    curriculum.bounds[1] = [0.0, 0.0]
+    assert curriculum.npd() == pytest.approx((math.log(0.3) + math.log(1e-3)) / 2)
+
+
+def test_a_configured_step_does_not_change_npds_unit() -> None:
+    for step in (0.01, 0.3):
+        config = RandomizationConfig(
+            curriculum="uniform",
+            parameters={"object_mass": {"step": step, "range": [0.5, 2.0]}},  # type: ignore[dict-item]
+        )
+        assert config.make_curriculum(1, 0).npd() == pytest.approx(math.log(1.5))
+
+
+def reload(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def random_run(curriculum: ADR, steps: int, seed: int) -> list[Any]:
+    """Everything a curriculum says while random environments of 16 begin and end."""
+    rng, said = np.random.default_rng(seed), []
+    for _ in range(steps):
+        ids = np.flatnonzero(rng.random(16) < 0.4)
+        scores, counted = rng.uniform(0, 40, len(ids)), rng.random(len(ids)) < 0.9
+        said.append(curriculum.result(ids, scores, counted))
+        said.append(curriculum.draw(ids).tolist())
+    return said
+
+
+def test_a_saved_state_continues_to_the_last_bit() -> None:
+    ranges = (MASS, LATENCY, FIXED)
+    first = adr(*ranges, num_envs=16, buffer=3, evaluation_share=0.5, seed=1)
+    random_run(first, 57, seed=2)
+    assert first.counts.sum() > 0
+    second = adr(*ranges, num_envs=16, buffer=3, evaluation_share=0.5, seed=99)
+    second.load_state_dict(reload(first.state_dict()))
+    np.testing.assert_array_equal(first.scores, second.scores)
+    continued = random_run(first, 60, seed=3)
+    assert sum(map(len, continued[::2])) > 10  # moves happen, and they are the same
+    assert continued == random_run(second, 60, seed=3)
+    assert first.state_dict()["rng"] == second.state_dict()["rng"]
+    assert first.num_moves == second.num_moves
+
+
+def test_a_foreign_state_is_refused() -> None:
+    state = adr(MASS, LATENCY).state_dict()
+    with pytest.raises(ValueError, match="it lacks fixed and has latency besides"):
+        adr(MASS, FIXED).load_state_dict(state)
+    with pytest.raises(ValueError, match="of 1 environments, expected 4"):
+        adr(MASS, LATENCY, num_envs=4).load_state_dict(state)
+    wide = adr(MASS)
+    play(wide, [50.0] * 60)
+    narrow = Range("mass", 1.0, 0.1, 0.8, 1.1)
+    with pytest.raises(ValueError, match=r"mass: saved range .* beyond the limits \[0.8, 1.1\]"):
+        adr(narrow).load_state_dict(wide.state_dict())
+
+
+def test_uniform_draws_from_its_bounds_and_learns_nothing() -> None:
+    curriculum = Uniform([MASS, LATENCY], np.array([[0.7, 0.8], [0.0, 1.0]]), seed=0)
+    values = curriculum.draw(np.arange(4000))
+    assert values.min(0) == pytest.approx([0.7, 0.0], abs=1e-3)
+    assert values.max(0) == pytest.approx([0.8, 1.0], abs=1e-3)
+    assert curriculum.result(np.arange(4), np.full(4, 50.0), np.ones(4, bool)) == []
+    again = Uniform([MASS, LATENCY], curriculum.bounds, seed=5)
+    again.load_state_dict(reload(curriculum.state_dict()))
+    assert (again.draw(np.arange(9)) == curriculum.draw(np.arange(9))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    nominal=st.floats(-5, 5),
+    below=st.floats(0, 3),
+    above=st.floats(0, 3),
+    step=st.floats(0, 1),
+    share=st.floats(0, 1),
+    buffer=st.integers(1, 4),
+    scores=st.lists(st.floats(0, 50), min_size=1, max_size=60),
+    seed=st.integers(0, 2**32),
+)
+def test_ranges_stay_in_order(
+    nominal: float,
+    below: float,
+    above: float,
+    step: float,
+    share: float,
+    buffer: int,
+    scores: list[float],
+    seed: int,
+) -> None:
+    what = Range("x", nominal, step, nominal - below, nominal + above)
+    curriculum = adr(what, buffer=buffer, evaluation_share=share, seed=seed)
+    for score in scores:
+        (value,) = curriculum.draw(np.array([0]))[0]
+        low, high = curriculum.bounds[0]
+        assert low <= value <= high
+        moves = curriculum.result(np.array([0]), np.array([score]), np.array([True]))
+        low, high = curriculum.bounds[0]
+        assert what.limit_low <= low <= nominal <= high <= what.limit_high
+        for move in moves:
+            assert move.new != move.old
+            assert abs(move.new - move.old) <= step * (1 + 1e-9) + 1e-12
+    assert (curriculum.counts < buffer).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"evaluation_share": 1.2}, "less than or equal to 1"),
+        ({"evaluation_share": -0.1}, "greater than or equal to 0"),
+        ({"buffer": 0}, "greater than or equal to 1"),
+        ({"narrow_at": 20}, "adr.narrow_at: 20 must be below adr.widen_at 20"),
+        ({"widen": 20}, "Extra inputs"),
+        ({"widen_at": float("nan")}, "finite"),
+    ],
+)
+def test_bad_constants_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AdrConfig(**config)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"object_mas": {}}, "unknown parameter 'object_mas'; expected object_mass"),
+        ({"object_mass": {"limits": [2, 0.5]}}, r"object_mass.limits: \[2, 0.5\] is upside down"),
+        ({"object_mass": {"limits": [1.5, 2]}}, r"limits: \[1.5, 2\] excludes the nominal 1"),
+        ({"object_mass": {"limits": [0, 2]}}, r"limits: \[0, 2\] goes beyond \[0.2, 4\]"),
+        ({"action_latency": {"limits": [0, 60]}}, r"limits: \[0, 60\] goes beyond \[0, 3\]"),
+        ({"object_mass": {"range": [2, 1]}}, r"object_mass.range: \[2, 1\] is upside down"),
+        (
+            {"object_mass": {"limits": [0.5, 2], "range": [1, 3]}},
+            r"range: \[1, 3\] goes beyond the limits \[0.5, 2\]",
+        ),
+        ({"object_mass": {"step": -1}}, "greater than or equal to 0"),
+        ({"object_mass": {"stepp": 1}}, "Extra inputs"),
+        ("all", "valid dictionary"),
+    ],
+)
+def test_bad_parameters_are_refused(parameters: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RandomizationConfig(curriculum="adr", parameters=parameters)
+
+
+def test_an_empty_entry_means_the_catalogues_defaults() -> None:
+    config = RandomizationConfig.model_validate(
+        {"curriculum": "adr", "parameters": {"gravity": None, "object_mass": {"step": 0.5}}}
+    )
+    mass, gravity = config.ranges()  # catalogue order
+    assert (mass.name, mass.step, mass.limit_high) == ("object_mass", 0.5, 4.0)
+    assert (gravity.name, gravity.step, gravity.limit_high) == ("gravity", 0.01, 1.5)
+    nominal = RandomizationConfig.model_validate({"parameters": {"gravity": {}}})
+    assert nominal.make_curriculum(2, 0).draw(np.arange(2)).tolist() == [[1.0], [1.0]]
