@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 import yaml
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from widen.envs.layout import Reading
 from widen.envs.scene import Scene
 from widen.envs.task import task_class
 
+from .compare import difference, episode, initial_state, input_names, replay, sample_readings
 from .contract import (
     CONTRACT_KEY,
     GOLDEN_KEY,
@@ -45,7 +45,6 @@ from .contract import (
 )
 
 SEQUENCES = 256  # compared with ONNX Runtime before a file is written
-STEPS = 8  # control steps in each of them, and in the golden vectors
 _PACKAGES = ("widen", "mujoco", "torch", "numpy", "onnx", "onnxruntime")
 
 
@@ -187,7 +186,7 @@ def export_policy(
             model.metadata_props.add(key=key, value=text)
         content = model.SerializeToString()
         error = max(
-            _difference(_replay(content, contract, inputs), outputs)
+            difference(replay(content, contract, inputs), outputs)
             for inputs, outputs in (
                 (readings, _answers(graph, contract, readings)),
                 (golden.readings, golden.outputs),
@@ -231,34 +230,6 @@ def export_runner(runner: Any, path: str | Path) -> ExportReport:
     return export_policy(graph, contract, path)
 
 
-def sample_readings(
-    contract: Contract, rng: np.random.Generator, count: int
-) -> dict[str, np.ndarray]:
-    """Readings (STEPS, count, ...) float32 such as a robot may give, which drift from step to step.
-
-    Joints wander about home, positions about the palm, rotations turn about its axis; a goal
-    with listed values is one of them.
-    """
-    listed = {contract.goal.get("reading"): contract.goal.get("values")}
-    drawn: dict[str, np.ndarray] = {}
-    for reading in contract.readings:
-        start = rng.standard_normal((1, count, *reading.shape))
-        drift = 0.05 * rng.standard_normal((STEPS, count, *reading.shape)).cumsum(0)
-        if (values := listed.get(reading.name)) is not None:
-            value = np.array(values)[rng.integers(len(values), size=(STEPS, count))]
-        elif reading.frame == "joint" and reading.unit == "rad":
-            wander = contract.home + 0.2 * start + drift
-            value = np.clip(wander, contract.lower, contract.upper)
-        elif reading.shape == (4,) and reading.unit == "1":
-            # any turn about the palm's axis, tilted a little; normalised
-            value = (start + drift) * (1.0, 0.1, 0.1, 1.0)
-            value /= np.linalg.norm(value, axis=-1, keepdims=True)
-        else:
-            value = 0.05 * (start + drift)
-        drawn[reading.name] = value.astype(np.float32)
-    return drawn
-
-
 def _carried(name: str, width: int, value: float) -> StateTensor:
     return StateTensor(name, f"state_{name}", f"next_{name}", (width,), (value,) * width)
 
@@ -292,64 +263,29 @@ def _largest_move(actions: ActionPipeline) -> float:
     return 2.0 * actions.scale * actions.smoothing  # from one end of the action's span
 
 
-def _start(contract: Contract, count: int) -> list[np.ndarray]:
-    return [
-        np.tile(np.array(s.initial, np.float32).reshape(s.shape), (count,) + (1,) * len(s.shape))
-        for s in contract.state
-    ]
-
-
 def _answers(
     graph: PolicyGraph, contract: Contract, readings: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What torch makes of readings (T, N, ...), the state carried along: output -> (T, N, ...)."""
-    names = [s.output for s in contract.state]
-    steps, count = next(iter(readings.values())).shape[:2]
-    state, outputs = [torch.from_numpy(a) for a in _start(contract, count)], []
-    for t in range(steps):
-        state = graph([torch.from_numpy(readings[r.name][t]) for r in contract.readings], state)
-        outputs.append([tensor.numpy() for tensor in state])
-    return {name: np.stack([row[i] for row in outputs]) for i, name in enumerate(names)}
+    """`episode` by torch."""
 
+    def step(inputs: list[np.ndarray], state: list[np.ndarray]) -> list[np.ndarray]:
+        outputs = graph([torch.from_numpy(x) for x in inputs], [torch.from_numpy(x) for x in state])
+        return [tensor.numpy() for tensor in outputs]
 
-def _replay(
-    content: bytes, contract: Contract, readings: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """As `_answers`, from the file's bytes: external data would be missing here."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [s.output for s in contract.state]
-    steps, count = next(iter(readings.values())).shape[:2]
-    state, outputs = _start(contract, count), []
-    for t in range(steps):
-        feeds = {name: values[t] for name, values in readings.items()}
-        feeds |= {s.input: value for s, value in zip(contract.state, state, strict=True)}
-        state = session.run(names, feeds)
-        outputs.append(state)
-    return {name: np.stack([row[i] for row in outputs]) for i, name in enumerate(names)}
-
-
-def _difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """Largest difference of joint targets [rad]; infinite where a number is not finite.
-
-    A wrong state shows in the targets of later steps, in the unit that matters.
-    """
-    worst = float(np.abs(found[JOINT_TARGET] - expected[JOINT_TARGET]).max())
-    return worst if np.isfinite(worst) else np.inf
+    return episode(step, contract, readings)
 
 
 def _to_onnx(graph: PolicyGraph, contract: Contract) -> onnx.ModelProto:
     # two rows, because a batch of one would be taken for a constant
     readings = [torch.zeros(2, *r.shape) for r in contract.readings]
-    state = [torch.from_numpy(a) for a in _start(contract, 2)]
+    state = [torch.from_numpy(a) for a in initial_state(contract, 2)]
     batch = torch.export.Dim("N", min=1)
     rows = ([{0: batch} for _ in readings], [{0: batch} for _ in state])
     with _silence():
         program = torch.onnx.export(
             graph,
             (readings, state),
-            input_names=[r.name for r in contract.readings] + [s.input for s in contract.state],
+            input_names=input_names(contract),
             output_names=[s.output for s in contract.state],
             dynamic_shapes=rows,
             dynamo=True,

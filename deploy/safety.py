@@ -78,6 +78,9 @@ def ramp(start: np.ndarray, end: np.ndarray, max_step: float) -> np.ndarray:
 
     All joints arrive together, so that the fingers stay on the straight line between the poses.
     """
-    moves = math.ceil(float(np.abs(end - start).max()) / max_step - 1e-9)
+    # a rounding error of a float32 measurement is not worth a move
+    moves = math.ceil(float(np.abs(end - start).max()) / max_step - 1e-4)
     share = np.linspace(0.0, 1.0, max(moves, 0) + 1)[:, None]
-    return start + share * (end - start)
+    poses = start + share * (end - start)
+    poses[-1] = end
+    return poses

@@ -110,6 +110,7 @@ class BatchedEnv:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.task: Task = kind(self.scene, self.sim, self.generator)
         self.weights = _weights(kind.weights, config.rewards)
+        self._term_weights = torch.tensor(list(self.weights.values()), device=self.device)
         seconds = config.episode_seconds or kind.episode_seconds
         self.max_steps = max(1, round(seconds * config.control_hz))
         self.perturbation.attach(self.sim, self.scene, self.control_dt)
@@ -124,7 +125,6 @@ class BatchedEnv:
         self.target = torch.zeros(n, self.num_actions, device=dev)
         self.last_action = torch.zeros(n, self.num_actions, device=dev)
         self.past = torch.zeros(n, self.encoder.history_width, device=dev)
-        self.fresh = torch.zeros(n, 1, device=dev)
         self.age = torch.zeros(n, dtype=torch.int64, device=dev)
         self.score = torch.zeros(n, device=dev)
         self.returns = torch.zeros(n, device=dev)
@@ -139,8 +139,9 @@ class BatchedEnv:
 
     @property
     def num_critic_obs(self) -> int:
-        """Width of obs["critic"]; known once `reset` has been called."""
-        return self._critic(self.task.readings()).shape[1]
+        """Width of obs["critic"]."""
+        state = self.task.privileged().shape[1]
+        return self.encoder.frame.width + state + self.perturbation.num_privileged
 
     @torch.no_grad()
     def reset(self) -> Obs:
@@ -192,41 +193,45 @@ class BatchedEnv:
         return diverged
 
     def _reward(self, outcome: Outcome, diverged: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {name: self.weights[name] * raw for name, raw in outcome.terms.items()}
-        reward = torch.stack(tuple(terms.values())).sum(0).masked_fill(diverged, 0.0)
-        return reward, {name: term.mean() for name, term in terms.items()}
+        if outcome.terms.keys() != self.weights.keys():
+            raise KeyError(f"terms {list(outcome.terms)} and weights {list(self.weights)} differ")
+        raw = torch.stack([outcome.terms[name] for name in self.weights])
+        reward = (self._term_weights @ raw).masked_fill(diverged, 0.0)
+        means = self._term_weights * raw.mean(1)
+        return reward, dict(zip(self.weights, means.unbind(), strict=True))
 
     def _observe(self) -> Obs:
         true = self.task.readings()
         self.last_readings = self.perturbation.observe(true)
-        actor, self.past = self.encoder(
-            self.last_readings, self.target, self.last_action, self.past, self.fresh
-        )
-        return {"actor": actor, "critic": self._critic(true)}
+        frame = self.encoder.frame(self.last_readings, self.target, self.last_action)
+        actor, self.past = self.encoder.next(frame, self.past)
+        if self.last_readings is not true:
+            frame = self.encoder.frame(true, self.target, self.last_action)
+        return {"actor": actor, "critic": self._critic(frame, None)}
 
     def _observe_fresh(self, env_ids: Tensor, obs: Obs | None) -> Obs:
         """Observations after new episodes began in env_ids; the other rows are those of obs."""
         true = self.task.readings(env_ids)
         measured = self.perturbation.observe_reset(true, env_ids)
-        whole = len(env_ids) == self.num_envs
-        self.last_readings = measured if whole else _replace(self.last_readings, measured, env_ids)
-        rows = slice(None) if whole else env_ids
-        fresh = torch.ones(len(env_ids), 1, device=self.device)
-        actor, past = self.encoder(
-            measured, self.target[rows], self.last_action[rows], self.past[rows], fresh
-        )
-        if whole or obs is None:
-            self.past = past
-            return {"actor": actor, "critic": self._critic(true)}
-        # past is a view of the observation that was given away: copy before writing
-        self.past = self.past.index_put((env_ids,), past)
-        fresh_obs = {"actor": actor, "critic": self._critic(true, env_ids)}
-        return _replace(obs, fresh_obs, env_ids)
+        target, action = self.target[env_ids], self.last_action[env_ids]
+        frame = self.encoder.frame(measured, target, action)
+        fresh = {"actor": self.encoder.first(frame)}
+        if measured is not true:
+            frame = self.encoder.frame(true, target, action)
+        fresh["critic"] = self._critic(frame, env_ids)
+        if obs is None or len(env_ids) == self.num_envs:
+            self.last_readings = measured
+        else:
+            self.last_readings = _replace(self.last_readings, measured, env_ids)
+            # copies: the old ones were given away
+            fresh = _replace(obs, fresh, env_ids)
+        self.past = fresh["actor"][:, : self.encoder.history_width]
+        return fresh
 
-    def _critic(self, true: dict[str, Tensor], env_ids: Tensor | None = None) -> Tensor:
-        rows = slice(None) if env_ids is None else env_ids
-        frame = self.encoder.frame(true, self.target[rows], self.last_action[rows])
-        drawn = self.perturbation.privileged()[rows]
+    def _critic(self, frame: Tensor, env_ids: Tensor | None) -> Tensor:
+        """The critic's observation around a true frame, of all or some environments."""
+        drawn = self.perturbation.privileged()
+        drawn = drawn if env_ids is None else drawn[env_ids]
         return torch.cat((frame, self.task.privileged(env_ids), drawn), -1)
 
     def _finish(self, ended: Tensor, failed: Tensor, diverged: Tensor) -> dict[str, Tensor]:

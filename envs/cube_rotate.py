@@ -68,6 +68,8 @@ class CubeRotate(Task):
         super().__init__(scene, sim, generator)
         self.nest = torch.tensor(scene.hand.nest, device=sim.device)
         self.turn = quat_from_rotvec(torch.tensor([0.0, 0.0, TURN], device=sim.device))
+        self.above = self.nest + torch.tensor([-0.008, 0.0, 0.014], device=sim.device)
+        self.cube_scale = torch.tensor([5.0] * 3 + [0.5] * 3, device=sim.device)
         self.goal = torch.zeros(sim.num_envs, 4, device=sim.device)
         self.distance = torch.zeros(sim.num_envs, device=sim.device)
 
@@ -98,12 +100,11 @@ class CubeRotate(Task):
         qpos, qvel = self.nominal_state(len(env_ids))
         start = self.scene.object_qpos
         # a little above the palm, anywhere within 6 mm, at any yaw: it falls into the nest
-        above = torch.tensor([-0.008, 0.0, 0.014], device=self.sim.device)
-        qpos[:, start : start + 3] = self.nest + above + 0.006 * self.rand(len(env_ids), 3)
-        yaw = torch.zeros(len(env_ids), 3, device=self.sim.device)
-        yaw[:, 2] = math.pi * self.rand(len(env_ids))
-        quat = quat_from_rotvec(yaw)
-        qpos[:, start + 3 : start + 7] = quat
+        drawn = self.rand(len(env_ids), 4)
+        qpos[:, start : start + 3] = self.above + 0.006 * drawn[:, :3]
+        half_yaw = 0.5 * math.pi * drawn[:, 3]
+        qpos[:, start + 3], qpos[:, start + 6] = half_yaw.cos(), half_yaw.sin()
+        quat = qpos[:, start + 3 : start + 7].float()
         self.goal[env_ids] = quat_mul(self.turn, quat)
         self.distance[env_ids] = abs(TURN)
         return qpos, qvel
@@ -113,16 +114,22 @@ class CubeRotate(Task):
         distance = quat_angle(quat, self.goal)
         offset = torch.linalg.vector_norm(pos - self.nest, dim=-1)
         success, failure = distance < REACHED, offset > DROPPED
+        upset = quat[:, 1:3]
         terms = {
             "rotation": self.distance - distance,
             "goal": success.float(),
             "offset": (offset - FREE_OFFSET).clamp(min=0.0),
-            "action": action.square().sum(-1),
-            "tilt": 2.0 * quat[:, 1:3].square().sum(-1),  # 1 - R_zz
+            "action": (action * action).sum(-1),
+            "tilt": 2.0 * (upset * upset).sum(-1),  # 1 - R_zz
             "drop": failure.float(),
         }
-        self.goal = torch.where(success[:, None], quat_mul(self.turn, self.goal), self.goal)
-        self.distance = torch.where(success, quat_angle(quat, self.goal), distance)
+        self.distance = distance
+        reached = success.nonzero()[:, 0]
+        if len(reached):
+            goal = quat_mul(self.turn, self.goal[reached])
+            # a new tensor: the old goals were handed out as readings
+            self.goal = self.goal.index_copy(0, reached, goal)
+            self.distance[reached] = quat_angle(quat[reached], goal)
         return Outcome(terms, success, failure)
 
     def readings(self, env_ids: Tensor | None = None) -> dict[str, Tensor]:
@@ -132,12 +139,11 @@ class CubeRotate(Task):
 
     def privileged(self, env_ids: Tensor | None = None) -> Tensor:
         start = self.scene.object_dof
-        cube = self.sim.qvel[self.rows(env_ids)][:, start : start + 6].float()
-        linear, angular = 5.0 * cube[:, :3], 0.5 * cube[:, 3:]
-        return torch.cat((0.3 * self.joint_vel(env_ids), linear, angular), -1)
+        cube = self.sim.qvel[self.rows(env_ids), start : start + 6].float()
+        return torch.cat((0.3 * self.joint_vel(env_ids), cube * self.cube_scale), -1)
 
     def _cube(self, env_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Position (K, 3) [m] and unit quaternion (K, 4) of the cube, float32."""
         start = self.scene.object_qpos
-        pose = self.sim.qpos[self.rows(env_ids)][:, start : start + 7].float()
+        pose = self.sim.qpos[self.rows(env_ids), start : start + 7].float()
         return pose[:, :3], pose[:, 3:]

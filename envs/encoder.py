@@ -15,9 +15,7 @@ class Frame(nn.Module):
 
     width: int
 
-    def forward(
-        self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor
-    ) -> Tensor:
+    def forward(self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not define forward")
 
 
@@ -67,6 +65,14 @@ class ObservationEncoder(nn.Module):
         frame = self.frame(readings, target, last_action)
         if self.history == 1:
             return frame, past
-        past = torch.where(fresh > 0.5, frame.repeat(1, self.history - 1), past)
+        past = torch.where(fresh > 0.5, self.first(frame)[:, : self.history_width], past)
+        return self.next(frame, past)
+
+    def first(self, frame: Tensor) -> Tensor:
+        """Observation (N, width) of an episode that begins with this frame."""
+        return frame.repeat(1, self.history)
+
+    def next(self, frame: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Observation (N, width) and new past, a view of it, in the midst of an episode."""
         observation = torch.cat((frame, past), -1)
         return observation, observation[:, : self.history_width]

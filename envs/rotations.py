@@ -5,26 +5,66 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Every entry of a product and of a rotation matrix is a sum of products of components. As
+# ((p left) * (q right)) sums, with zeros and ones in left and right, these are a few operations on
+# whole rows instead of dozens on columns: a quarter of the time for 512 rows.
+_W, _X, _Y, _Z = range(4)
+_PRODUCT = (  # rows w, x, y, z: sign, component of p, component of q
+    ((1, _W, _W), (-1, _X, _X), (-1, _Y, _Y), (-1, _Z, _Z)),
+    ((1, _W, _X), (1, _X, _W), (1, _Y, _Z), (-1, _Z, _Y)),
+    ((1, _W, _Y), (-1, _X, _Z), (1, _Y, _W), (1, _Z, _X)),
+    ((1, _W, _Z), (1, _X, _Y), (-1, _Y, _X), (1, _Z, _W)),
+)
+_COLUMNS = (  # of the first two columns of the rotation matrix, less the identity
+    ((-2, _Y, _Y), (-2, _Z, _Z)),
+    ((2, _X, _Y), (2, _W, _Z)),
+    ((2, _X, _Z), (-2, _W, _Y)),
+    ((2, _X, _Y), (-2, _W, _Z)),
+    ((-2, _X, _X), (-2, _Z, _Z)),
+    ((2, _Y, _Z), (2, _W, _X)),
+)
+_Rows = tuple[tuple[tuple[int, int, int], ...], ...]
+
+
+class _Bilinear:
+    """Constants (left, right, sums, offset) of a table of products, per device and type."""
+
+    def __init__(self, rows: _Rows, offset: list[int]) -> None:
+        terms = [term for row in rows for term in row]
+        left, right = torch.zeros(4, len(terms)), torch.zeros(4, len(terms))
+        sums = torch.zeros(len(terms), len(rows))
+        for i, (_, a, b) in enumerate(terms):
+            left[a, i], right[b, i] = 1.0, 1.0
+        where = [k for k, row in enumerate(rows) for _ in row]
+        sums[range(len(terms)), where] = torch.tensor([float(sign) for sign, _, _ in terms])
+        self._base = left, right, sums, torch.tensor(offset, dtype=torch.float32)
+        # on the CPU made here and not at first use, which may be inside an export's tracing
+        cpu = torch.device("cpu")
+        self._made = {
+            (cpu, dtype): tuple(x.to(dtype) for x in self._base)
+            for dtype in (torch.float32, torch.float64)
+        }
+
+    def of(self, like: Tensor) -> tuple[Tensor, ...]:
+        key = like.device, like.dtype
+        if key not in self._made:
+            self._made[key] = tuple(x.to(*key) for x in self._base)
+        return self._made[key]
+
+
+_MUL = _Bilinear(_PRODUCT, [0, 0, 0, 0])
+_TO_6D = _Bilinear(_COLUMNS, [1, 0, 0, 0, 1, 0])
+
 
 def quat_mul(p: Tensor, q: Tensor) -> Tensor:
     """Hamilton product p q: rotate by q, then by p. (..., 4), (..., 4) -> (..., 4)."""
-    pw, px, py, pz = p.unbind(-1)
-    qw, qx, qy, qz = q.unbind(-1)
-    return torch.stack(
-        (
-            pw * qw - px * qx - py * qy - pz * qz,
-            pw * qx + px * qw + py * qz - pz * qy,
-            pw * qy - px * qz + py * qw + pz * qx,
-            pw * qz + px * qy - py * qx + pz * qw,
-        ),
-        -1,
-    )
+    products = (p @ _MUL.of(p)[0]) * (q @ _MUL.of(q)[1])
+    return products @ _MUL.of(products)[2]
 
 
 def quat_conj(q: Tensor) -> Tensor:
     """Inverse of a unit quaternion, (..., 4)."""
-    w, x, y, z = q.unbind(-1)
-    return torch.stack((w, -x, -y, -z), -1)
+    return torch.cat((q[..., :1], -q[..., 1:]), -1)
 
 
 def quat_from_rotvec(v: Tensor) -> Tensor:
@@ -48,18 +88,8 @@ def quat_to_6d(q: Tensor) -> Tensor:
 
     A continuous representation of rotations (Zhou et al., arXiv 1812.07035).
     """
-    w, x, y, z = q.unbind(-1)
-    return torch.stack(
-        (
-            1 - 2 * (y * y + z * z),
-            2 * (x * y + w * z),
-            2 * (x * z - w * y),
-            2 * (x * y - w * z),
-            1 - 2 * (x * x + z * z),
-            2 * (y * z + w * x),
-        ),
-        -1,
-    )
+    left, right, sums, identity = _TO_6D.of(q)
+    return ((q @ left) * (q @ right)) @ sums + identity
 
 
 def quat_yaw(q: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class CpuSim:
         self.num_envs = num_envs
         self._batch = Batch(self.model, num_envs, threads or _processors())
         self._state = torch.from_numpy(self._batch.state)
+        self._initial = self._state[0].clone()
         self._warnings = torch.from_numpy(self._batch.warning)
         self.qpos = torch.from_numpy(self._batch.bind("qpos"))
         self.qvel = torch.from_numpy(self._batch.bind("qvel"))
@@ -96,18 +98,18 @@ class CpuSim:
         _check_shape("qpos", qpos, (len(env_ids), self.model.nq))
         _check_shape("qvel", qvel, (len(env_ids), self.model.nv))
         # MuJoCo would put such a state back to qpos0 and only count a warning.
-        finite = torch.isfinite(qpos.sum(1) + qvel.sum(1))
-        if not finite.all():
+        if not math.isfinite(float(qpos.sum() + qvel.sum())):
+            finite = torch.isfinite(qpos.sum(1) + qvel.sum(1))
             raise ValueError(
                 f"reset: non-finite qpos or qvel for environments {env_ids[~finite].tolist()}"
             )
         if not len(env_ids):
             return
-        ids = env_ids.numpy()
-        self._batch.reset(ids, stage=_NO_STAGE)
+        # the same as the batch's own reset, which takes ten times as long for a few simulations
+        self._state[env_ids] = self._initial
         self.qpos[env_ids] = qpos.to(torch.float64)
         self.qvel[env_ids] = qvel.to(torch.float64)
-        self._update_sensors(ids)
+        self._update_sensors(env_ids.numpy())
 
     def step(self, ctrl: Tensor, wrench: Tensor | None = None) -> None:
         if ctrl.ndim != 3 or ctrl.shape[1] == 0:
@@ -128,8 +130,12 @@ class CpuSim:
             except SimulationError as error:
                 self.diverged[torch.from_numpy(error.ids)] = True
         self._update_sensors(None)
-        self.diverged |= self._warnings[..., 1].any(1)
-        self.diverged |= ~torch.isfinite(self.qpos.sum(1) + self.qvel.sum(1))
+        # seldom: one sum over everything, and no more when it is finite and zero
+        if self._warnings[..., 1].any():
+            self.diverged |= self._warnings[..., 1].any(1)
+        total = self.qpos.sum(1) + self.qvel.sum(1)
+        if not math.isfinite(float(total.sum())):
+            self.diverged |= ~torch.isfinite(total)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -112,11 +112,11 @@ class Task(ABC):
 
     def joint_pos(self, env_ids: Tensor | None) -> Tensor:
         """True joint positions (K, nu) [rad], float32."""
-        return self.sim.qpos[self.rows(env_ids)][:, self.joints].float()
+        return self.sim.qpos[self.rows(env_ids)].float().index_select(1, self.joints)
 
     def joint_vel(self, env_ids: Tensor | None) -> Tensor:
         """True joint velocities (K, nu) [rad/s], float32."""
-        return self.sim.qvel[self.rows(env_ids)][:, self.dofs].float()
+        return self.sim.qvel[self.rows(env_ids)].float().index_select(1, self.dofs)
 
     def nominal_state(self, count: int) -> tuple[Tensor, Tensor]:
         """The model's own qpos (count, nq) with the hand at home, and zero qvel (count, nv)."""

@@ -57,7 +57,9 @@ def test_time_up_is_truncation_and_the_last_observation_is_kept() -> None:
     # the old episode's last frame follows the one before it; the new one has only itself
     assert not torch.equal(result.final_obs["actor"][:, :frame], result.obs["actor"][:, :frame])
     assert torch.equal(result.obs["actor"][:, :frame], result.obs["actor"][:, frame:])
-    assert not torch.equal(result.final_obs["actor"][:, :frame], result.final_obs["actor"][:, frame:])
+    assert not torch.equal(
+        result.final_obs["actor"][:, :frame], result.final_obs["actor"][:, frame:]
+    )
     assert result.episodes["length"].tolist() == [10, 10, 10, 10]
     assert (env.age == 0).all()
     assert not torch.equal(before, env.sim.qpos)

@@ -12,14 +12,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from widen.deploy.compare import sample_readings
 from widen.deploy.contract import CONTRACT_KEY, TOLERANCE, Contract
-from widen.deploy.export import (
-    ExportReport,
-    PolicyGraph,
-    describe,
-    export_policy,
-    sample_readings,
-)
+from widen.deploy.export import ExportReport, PolicyGraph, describe, export_policy
 from widen.deploy.runtime import OnnxPolicy
 from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.sim import SimConfig
@@ -47,6 +42,7 @@ def random_policy(env: BatchedEnv) -> HandPolicy:
     policy.update_normalizers({"actor": torch.randn(512, width), "critic": torch.randn(512, 7)})
     with torch.no_grad():
         policy.action_net.weight.mul_(15.0)
+        policy.action_net.bias[2] = 1.5
     return policy
 
 

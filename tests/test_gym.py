@@ -24,7 +24,9 @@ def test_the_checkers_pass(env_id: str) -> None:
 
 def test_make_vec_equals_single_environments_in_shape_and_resets_in_the_same_step() -> None:
     envs = gymnasium.make_vec(
-        "widen/CubeRotate-v0", num_envs=5, vectorization_mode="vector_entry_point",
+        "widen/CubeRotate-v0",
+        num_envs=5,
+        vectorization_mode="vector_entry_point",
         episode_seconds=0.25,
     )
     obs, _ = envs.reset(seed=3)

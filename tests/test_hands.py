@@ -10,6 +10,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 import pytest
+
 from widen.envs.hand import HANDS, Hand, list_hands, load_hand
 from widen.envs.scene import build_scene
 

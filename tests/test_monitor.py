@@ -14,6 +14,7 @@ import time
 
 import pytest
 from rich.console import Console
+
 from widen.train import progress
 from widen.train.monitor import evenly, follow, range_bar, render, snapshot, sparkline
 from widen.train.progress import ProgressDisplay, format_count, format_duration, format_value

@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+
 from widen.train.monitor_html import MOST_POINTS, write_html
 from widen.train.run_folder import RunFolder
 

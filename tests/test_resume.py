@@ -67,8 +67,10 @@ def assert_equal(a, b, where: str = "") -> None:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             assert_equal(x, y, f"{where}[{i}]")
     elif isinstance(a, torch.Tensor):
-        assert torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5)) if a.is_floating_point() else (
-            torch.equal(a, b)
+        assert (
+            torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5))
+            if a.is_floating_point()
+            else (torch.equal(a, b))
         ), where
     else:
         assert a == b or (a != a and b != b), where
@@ -113,7 +115,11 @@ def test_signal_ends_the_run_saved_and_resumable(tmp_path: Path) -> None:
     config.write_text(CONFIG % 4000)
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command(config, run), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(config, run),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not (run / "adr.jsonl").exists():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from widen.train.run_folder import LogReader, RunFolder, default_path, read_log
 
 CONFIG = {"task": "cube_rotate", "seed": 7, "sim": {"substeps": 3}}

@@ -10,6 +10,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+
 from widen.envs.sim import BatchSim, SimConfig, make_sim
 
 NOMINAL: dict[str, list[float]] = {

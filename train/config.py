@@ -156,7 +156,7 @@ def _read(name: str, folder: Path | None, chain: tuple[str, ...]) -> dict[str, A
     if here in chain:
         raise ValueError(f"{where}: base: goes in a circle: {' -> '.join((*chain, here))}")
     try:
-        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if data is None:
@@ -205,7 +205,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     if not equals or not all(parts):
         raise ValueError(f"{text}: expected key=value, for example ppo.iterations=100")
     try:
-        parsed = yaml.load(value, _Loader)  # noqa: S506 - a SafeLoader
+        parsed = yaml.load(value, _Loader)
     except yaml.YAMLError:
         raise ValueError(f"{text}: the value is not YAML") from None
     for part in parts[:-1]:

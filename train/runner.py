@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from stable_baselines3.common.logger import configure
 
 from widen.envs.batched import BatchedEnv
-from widen.randomization.config import RandomizationConfig
 from widen.randomization.randomizer import Randomizer
 
 from .callbacks import RunCallback
