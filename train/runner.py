@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from .progress import ProgressDisplay
 from .run_folder import RunFolder, default_path
 from .vec_env import HandVecEnv
 
+Export = Callable[["Runner", Path], Any]
+
 
 class Runner:
     """One run in memory: the environment, the randomizer, PPO, and the folder.
@@ -27,7 +30,6 @@ class Runner:
     Args:
         config: validated.
         run: its folder.
-        stagger: begin episodes at random ages; False where nothing is trained.
 
     Raises:
         ValueError: settings that do not fit the task.
@@ -88,8 +90,12 @@ class Runner:
         self.ppo.load_training_state(state["ppo"])
         self.seconds = float(state["seconds"])
 
-    def train(self) -> dict[str, Any]:
+    def train(self, export: Export) -> dict[str, Any]:
         """Train to the configured iteration, evaluate, export.
+
+        Args:
+            export: writes the policy of this runner to a path; `widen.deploy.export.export_runner`,
+                handed in because training knows nothing of deployment.
 
         Returns:
             The JSON of `widen train`: run, steps, seconds, goals_mean, npd, bounds_moved, policy,
@@ -126,15 +132,13 @@ class Runner:
         }
         if callback.stopped:
             return {**summary, "stopped": True}
-        return {**summary, **self.finish()}
+        return {**summary, **self._finish(export)}
 
-    def finish(self) -> dict[str, Any]:
+    def _finish(self, export: Export) -> dict[str, Any]:
         """Evaluate the deterministic policy in the nominal world and write policy.onnx."""
-        from widen.deploy.export import export_runner
-
         assert self.run is not None
         result = self.evaluate(self.config.evaluation.episodes)
-        export_runner(self, self.run.policy)
+        export(self, self.run.policy)
         goals = {key: result[key] for key in ("goals_mean", "goals_median", "drop_rate")}
         return {**goals, "policy": str(self.run.policy)}
 
