@@ -150,18 +150,41 @@ def _add_object(spec: mujoco.MjSpec, name: str, pos: tuple[float, float, float])
 
 
 def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:
-    """A camera that sees the hand with gravity pointing down, and a light."""
+    """A camera that sees the hand with gravity pointing down, lights, and a plain backdrop."""
     up = -gravity_of(hand.tilt) / GRAVITY
-    look = np.array([-0.02, 0.0, 0.05])
-    eye = look + np.array([0.16, -0.26, 0.25])
+    look = np.array([hand.nest[0] + 0.014, hand.nest[1] - 0.02, hand.nest[2] + 0.004])
+    eye = look + np.array([0.13, -0.235, 0.25])
     back = (eye - look) / np.linalg.norm(eye - look)
     right = np.cross(up, back)
     right /= np.linalg.norm(right)
     frame = np.stack((right, np.cross(back, right), back), axis=1)
     quat = np.empty(4)
     mujoco.mju_mat2Quat(quat, frame.ravel())
-    spec.worldbody.add_camera(name="view", pos=eye, quat=quat, fovy=42)
-    spec.worldbody.add_light(pos=[0.1, -0.2, 0.8], dir=[-0.1, 0.2, -0.8], castshadow=True)
+    spec.worldbody.add_camera(name="view", pos=eye, quat=quat, fovy=40)
+    # the key light throws the shadows, the other one fills them from the camera's left
+    spec.worldbody.add_light(
+        pos=look + np.array([0.15, 0.1, 0.7]),
+        dir=(-0.15, -0.1, -0.7),
+        diffuse=(0.6, 0.6, 0.58),
+        castshadow=True,
+    )
+    spec.worldbody.add_light(
+        pos=look + np.array([-0.3, -0.5, 0.4]), dir=(0.3, 0.5, -0.4), diffuse=(0.25, 0.27, 0.32)
+    )
+    visual = spec.visual
+    visual.headlight.ambient, visual.headlight.diffuse = [0.32] * 3, [0.28] * 3
+    visual.headlight.specular = [0.1] * 3
+    visual.quality.shadowsize = 4096
+    visual.global_.offwidth, visual.global_.offheight = 1920, 1440  # of the largest picture
+    spec.add_texture(
+        name="backdrop",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=[0.97, 0.98, 0.99],
+        rgb2=[0.72, 0.77, 0.83],
+        width=64,
+        height=384,
+    )
 
 
 def _addresses(model: mujoco.MjModel, hand: Hand, object_body: str | None) -> Scene:

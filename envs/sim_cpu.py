@@ -49,7 +49,7 @@ class CpuSim:
             raise ValueError(f"num_envs: expected 1 or more, got {num_envs}")
         self.model = copy.copy(model)
         self.num_envs = num_envs
-        self._batch = Batch(self.model, num_envs, threads or _processors())
+        self._batch = Batch(self.model, num_envs, threads or processors())
         self._state = torch.from_numpy(self._batch.state)
         self._initial = self._state[0].clone()
         self._warnings = torch.from_numpy(self._batch.warning)
@@ -137,6 +137,16 @@ class CpuSim:
         if not math.isfinite(float(total.sum())):
             self.diverged |= ~torch.isfinite(total)
 
+    @property
+    def state(self) -> np.ndarray:
+        """(N, nstate) MuJoCo's integration state, a live view."""
+        return self._batch.state
+
+    @property
+    def last_ctrl(self) -> np.ndarray:
+        """(N, substeps, nu) float64, as given to the last step."""
+        return self._ctrl.numpy()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "state": self._state.clone(),
@@ -214,7 +224,7 @@ class CpuSim:
         return torch.from_numpy(self._batch.bind("xfrc_applied"))[:, self.model.body(body).id]
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors that this process may use, which a container makes fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

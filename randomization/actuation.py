@@ -62,7 +62,7 @@ class Actuation:
         effect at the later one.
         """
         if "noise" in self._tensors:
-            target = target + self._tensors["noise"] * self._normal(*self._shape)
+            target = torch.addcmul(target, self._tensors["noise"], self._normal(*self._shape))
         if "bias" in self._tensors:
             target = target + self._tensors["bias"]
         if self._history is None:

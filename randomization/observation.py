@@ -13,8 +13,8 @@ from widen.envs.rotations import quat_from_rotvec, quat_mul
 
 from .queues import History
 
-POSE = {"object_pos": 3, "object_quat": 4}
-"""Readings of the object tracker and their widths."""
+POSITION, ROTATION = slice(0, 3), slice(3, 7)
+"""Columns of an object's pose (N, 7): object_pos and object_quat."""
 
 
 class Observation:
@@ -39,109 +39,125 @@ class Observation:
     ) -> None:
         self._generator = generator
         self._num_envs = num_envs
-        self._widths = {"joint": num_joints, "object_pos": 3, "object_rot": 3}
-        # one row per environment: the drawn value, or for a bias the sample of the episode
+        self._tracks = any(name.startswith("object_") for name in most)
+        # the errors of everything that is measured are drawn at once, side by side
+        widths = {"joint": num_joints, "object_pos": 3, "object_rot": 3}
+        self._erring = [name for name in widths if {f"{name}_bias", f"{name}_noise"} & most.keys()]
+        self._columns: dict[str, slice] = {}
+        for name in self._erring:
+            start = self._width
+            self._columns[name] = slice(start, start + widths[name])
+        owner = [i for i, name in enumerate(self._erring) for _ in range(widths[name])]
+        self._owner = torch.tensor(owner, dtype=torch.long, device=generator.device)
         self._tensors = {
-            name: self._zeros(self._widths[name.removesuffix("_bias")] if "bias" in name else 1)
-            for name in most
+            kind: self._zeros(self._width)  # bias: the episode's sample; noise: its deviation
+            for kind in ("bias", "noise")
+            if any(name.endswith(kind) for name in most)
         }
-        self._history: dict[str, History] = {}
+        self._history: History | None = None
         if "object_delay" in most:
+            self._tensors["object_delay"] = self._zeros(1)
             length = int(most["object_delay"]) + 2
-            self._history = {
-                name: History(length, num_envs, width, generator.device)
-                for name, width in POSE.items()
-            }
+            self._history = History(length, num_envs, 7, generator.device)
         if "object_refresh" in most:
-            self._tensors["age"] = self._zeros(1)
-            for name, width in POSE.items():
-                self._tensors[f"{name}_frame"] = self._zeros(width)
+            for name, width in (("object_refresh", 1), ("age", 1), ("frame", 7)):
+                self._tensors[name] = self._zeros(width)
+
+    @property
+    def _width(self) -> int:
+        return sum(columns.stop - columns.start for columns in self._columns.values())
 
     def begin(self, env_ids: Tensor, values: Mapping[str, Tensor]) -> None:
         """New episodes of environments (K,) have these values (K,) by parameter."""
-        for name, value in values.items():
-            column = value.float()[:, None]
-            if name.endswith("_bias"):
-                width = self._tensors[name].shape[1]
-                self._tensors[name][env_ids] = column * self._normal(len(env_ids), width)
-            else:
-                self._tensors[name][env_ids] = column
+        if "bias" in self._tensors:
+            sample = self._normal(len(env_ids), self._width)
+            self._tensors["bias"][env_ids] = sample * self._deviations("bias", values)
+        if "noise" in self._tensors:
+            self._tensors["noise"][env_ids] = self._deviations("noise", values)
+        for name in ("object_delay", "object_refresh"):
+            if name in self._tensors:
+                self._tensors[name][env_ids] = values[name].float()[:, None]
+
+    def _deviations(self, kind: str, values: Mapping[str, Tensor]) -> Tensor:
+        """Standard deviation (K, width) of every component's bias or noise."""
+        none = torch.zeros_like(next(iter(values.values())))
+        drawn = [values.get(f"{name}_{kind}", none) for name in self._erring]
+        return torch.stack(drawn, -1).float().index_select(1, self._owner)
 
     def observe(self, readings: Readings) -> Readings:
         """What the sensors report of true readings (N, ...) one control step after the last."""
         reported = dict(readings)
-        if "joint_pos" in readings:
-            reported["joint_pos"] = self._disturb("joint", readings["joint_pos"])
-        due = self._next_frame()
-        for name in POSE:
-            if name not in readings:
-                continue
-            frame = self._disturb(name, self._delayed(name, readings[name]))
-            if due is not None:
-                frame = torch.where(due, frame, self._tensors[f"{name}_frame"])
-                self._tensors[f"{name}_frame"] = frame
-            reported[name] = frame
-        return reported
+        errors = self._errors(self._num_envs, slice(None))
+        if "joint" in errors and "joint_pos" in readings:
+            reported["joint_pos"] = readings["joint_pos"] + errors["joint"]
+        if not self._tracks or "object_pos" not in readings:
+            return reported
+        frame = self._disturb(self._delayed(_pose(readings)), errors)
+        if "age" in self._tensors:
+            frame = torch.where(self._frame_due(), frame, self._tensors["frame"])
+            self._tensors["frame"] = frame
+        return {**reported, **_parts(frame)}
 
     def observe_reset(self, readings: Readings, env_ids: Tensor) -> Readings:
         """As `observe` for environments (K,) whose object has been where it is for ever."""
         reported = dict(readings)
-        if "joint_pos" in readings:
-            reported["joint_pos"] = self._disturb("joint", readings["joint_pos"], env_ids)
-        if "object_refresh" in self._tensors:
+        errors = self._errors(len(env_ids), env_ids)
+        if "joint" in errors and "joint_pos" in readings:
+            reported["joint_pos"] = readings["joint_pos"] + errors["joint"]
+        if not self._tracks or "object_pos" not in readings:
+            return reported
+        pose = _pose(readings)
+        if self._history is not None:
+            self._history.fill(env_ids, pose)
+        frame = self._disturb(pose, errors)
+        if "age" in self._tensors:
             self._tensors["age"][env_ids] = 0.0
-        for name in POSE:
-            if name not in readings:
-                continue
-            if self._history:
-                self._history[name].fill(env_ids, readings[name])
-            frame = self._disturb(name, readings[name], env_ids)
-            if "object_refresh" in self._tensors:
-                # a copy, because the old frame was handed out
-                old = self._tensors[f"{name}_frame"]
-                self._tensors[f"{name}_frame"] = old.index_put((env_ids,), frame)
-            reported[name] = frame
-        return reported
+            # a copy, because the old frame was handed out
+            self._tensors["frame"] = self._tensors["frame"].index_copy(0, env_ids, frame)
+        return {**reported, **_parts(frame)}
 
-    def _next_frame(self) -> Tensor | None:
+    def _errors(self, count: int, rows: Tensor | slice) -> dict[str, Tensor]:
+        """Offset and noise by what is measured, of all or some environments."""
+        error = None
+        if "noise" in self._tensors:
+            error = self._tensors["noise"][rows] * self._normal(count, self._width)
+        if "bias" in self._tensors:
+            bias = self._tensors["bias"][rows]
+            error = bias if error is None else error + bias
+        if error is None:
+            return {}
+        return {name: error[:, columns] for name, columns in self._columns.items()}
+
+    def _frame_due(self) -> Tensor:
         """(N, 1) bool: the tracker captures a frame in this control step."""
-        if "object_refresh" not in self._tensors:
-            return None
         age, period = self._tensors["age"], self._tensors["object_refresh"]
         age += 1.0
         due = age >= period
         age -= period * due
         return due
 
-    def _delayed(self, name: str, true: Tensor) -> Tensor:
-        if not self._history:
-            return true
-        history = self._history[name]
-        history.push(true)
-        delay = self._tensors["object_delay"][:, 0]
+    def _delayed(self, pose: Tensor) -> Tensor:
+        if self._history is None:
+            return pose
+        self._history.push(pose)
+        delay = self._tensors["object_delay"]
         whole = delay.long()
-        late = (delay - whole)[:, None]
-        newer, older = history.past(whole), history.past(whole + 1)
-        if name != "object_quat":
-            return torch.lerp(newer, older, late)
+        newer, older = self._history.past(torch.cat((whole, whole + 1), 1)).unbind(1)
         # q and -q are the same rotation: take the one on newer's side
-        older = torch.where((newer * older).sum(-1, keepdim=True) < 0, -older, older)
-        return torch.nn.functional.normalize(torch.lerp(newer, older, late), dim=-1)
+        apart = (newer[:, ROTATION] * older[:, ROTATION]).sum(-1, keepdim=True) < 0
+        older[:, ROTATION] *= 1.0 - 2.0 * apart
+        pose = torch.lerp(newer, older, delay - whole)
+        quat = torch.nn.functional.normalize(pose[:, ROTATION], dim=-1)
+        return torch.cat((pose[:, POSITION], quat), -1)
 
-    def _disturb(self, name: str, true: Tensor, env_ids: Tensor | None = None) -> Tensor:
-        """Offset and noise on readings (N, ...), or (K, ...) of some environments."""
-        stem = "object_rot" if name == "object_quat" else name
-        rows = slice(None) if env_ids is None else env_ids
-        error: Tensor | None = None
-        if f"{stem}_noise" in self._tensors:
-            width = self._widths[stem]
-            error = self._tensors[f"{stem}_noise"][rows] * self._normal(len(true), width)
-        if f"{stem}_bias" in self._tensors:
-            bias = self._tensors[f"{stem}_bias"][rows]
-            error = bias if error is None else error + bias
-        if error is None:
-            return true
-        return quat_mul(quat_from_rotvec(error), true) if stem == "object_rot" else true + error
+    @staticmethod
+    def _disturb(pose: Tensor, errors: dict[str, Tensor]) -> Tensor:
+        position, quat = pose[:, POSITION], pose[:, ROTATION]
+        if "object_pos" in errors:
+            position = position + errors["object_pos"]
+        if "object_rot" in errors:
+            quat = quat_mul(quat_from_rotvec(errors["object_rot"]), quat)
+        return torch.cat((position, quat), -1)
 
     def _zeros(self, width: int) -> Tensor:
         return torch.zeros(self._num_envs, width, device=self._generator.device)
@@ -151,11 +167,20 @@ class Observation:
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {name: value.clone() for name, value in self._tensors.items()}
-        state["history"] = {name: past.state_dict() for name, past in self._history.items()}
+        if self._history is not None:
+            state["history"] = self._history.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self._tensors.items():
             self._tensors[name] = state[name].to(value.device).clone()
-        for name, past in self._history.items():
-            past.load_state_dict(state["history"][name])
+        if self._history is not None:
+            self._history.load_state_dict(state["history"])
+
+
+def _pose(readings: Readings) -> Tensor:
+    return torch.cat((readings["object_pos"], readings["object_quat"]), -1)
+
+
+def _parts(pose: Tensor) -> Readings:
+    return {"object_pos": pose[:, POSITION], "object_quat": pose[:, ROTATION]}

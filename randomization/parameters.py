@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,23 +29,29 @@ from .curriculum import Range
 STEPS_PER_UNIT = 50
 """Default steps that make a width of 1 in npd: the published step is 0.02 of a normalised unit."""
 
+Index = Tensor | slice
+"""Rows of a field; a tensor is on the sim's device."""
+
 Rows = dict[str, Tensor]
 """MjModel fields, (K, ...) each: a row of nominal values for every environment that begins."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the hand and the object are in a model, as index tensors on the sim's device."""
+    """Where the hand and the object are in a model."""
 
-    dofs: Tensor
-    joints: Tensor
-    hand_geoms: Tensor
-    object_geoms: Tensor
+    dofs: Index
+    joints: Index
+    hand_geoms: Index
+    object_geoms: Index
     object_body: int
 
     @classmethod
     def of(cls, scene: Scene, device: torch.device) -> Parts:
-        def index(ids: object) -> Tensor:
+        def index(ids: np.ndarray) -> Index:
+            # where numbers follow each other, which is the rule, a slice saves two copies
+            if len(ids) and (np.diff(ids) == 1).all():
+                return slice(int(ids[0]), int(ids[-1]) + 1)
             return torch.as_tensor(ids, dtype=torch.long, device=device)
 
         return cls(

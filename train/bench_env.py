@@ -37,8 +37,8 @@ class CubeRotateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         hand = load_hand("leap")
         self._scene = build_scene(hand, "cube", timestep=1.0 / (CONTROL_HZ * SUBSTEPS))
         self._data = mujoco.MjData(self._scene.model)
+        self._home = np.array(hand.home)
         # targets are float32, as the policy's actions are
-        self._home = np.array(hand.home, np.float32)
         self._lower = self._scene.lower.astype(np.float32)
         self._upper = self._scene.upper.astype(np.float32)
         self._nest = np.array(hand.nest)
@@ -53,7 +53,7 @@ class CubeRotateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         nu = len(joints)
         self._frame = np.empty(3 * nu + 15)
         self._obs = np.zeros(HISTORY * len(self._frame), np.float32)
-        self._target, self._action = self._home.copy(), np.zeros(nu)
+        self._target, self._action = self._home.astype(np.float32), np.zeros(nu, np.float32)
         self._goal: Quat = (1.0, 0.0, 0.0, 0.0)
         self._distance, self._age = 0.0, 0
         self.observation_space = spaces.Box(-np.inf, np.inf, self._obs.shape, np.float32)
@@ -73,7 +73,7 @@ class CubeRotateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._cube_pos[:], self._cube_quat[:] = position, quat
         self._goal = _times(_about_z(TURN), quat)
         self._distance, self._age = abs(TURN), 0
-        self._target, self._action = self._home.copy(), np.zeros_like(self._home)
+        self._target, self._action = self._home.astype(np.float32), np.zeros_like(self._action)
         self._write_frame()
         self._obs[:] = np.tile(self._frame, HISTORY)
         return self._obs.copy(), {}

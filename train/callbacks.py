@@ -96,10 +96,10 @@ class RunCallback(BaseCallback):
         self.display.update(interval, moves)
         if self.stop_requested or iteration % self.every == 0 or iteration >= self.total_iterations:
             self.save()
-        self.stopped = self.stop_requested
+        self.stopped = self.stop_requested > 0
 
-    stop_requested = False
-    """set by a signal; the run is saved and ends with the iteration under way"""
+    stop_requested = 0
+    """number of the signal that asked for it; the run is saved and ends with the iteration"""
 
     def _interval(self, iteration: int) -> dict[str, Any]:
         now = time.perf_counter()
@@ -132,7 +132,7 @@ class RunCallback(BaseCallback):
         def request(number: int, frame: Any) -> None:
             if self.stop_requested:
                 raise KeyboardInterrupt
-            self.stop_requested = True
+            self.stop_requested = number
 
         before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from widen.randomization.randomizer import Randomizer
 SEED = 7_919_000
 MOST_ENVS = 256
 
-RandomizationName = Literal["none", "current"]
+Step = Callable[[Obs, Tensor], StepResult]
+"""One control step from the observations and a mask (N,) of environments that begin an episode."""
+Trial = tuple[BatchedEnv, Step]
+"""Environments to try a policy in, and its control step there."""
 
 
 def ranges_config(table: Iterable[dict[str, Any]]) -> RandomizationConfig:
@@ -57,7 +60,7 @@ def evaluation_env(
 
 def evaluate(
     env: BatchedEnv,
-    step: Callable[[Obs, Tensor], StepResult],
+    step: Step,
     episodes: int,
 ) -> dict[str, Any]:
     """Run `episodes` episodes, the same number in every environment.
@@ -66,8 +69,7 @@ def evaluate(
 
     Args:
         env: without staggering.
-        step: one control step from the observations and a mask (N,) of environments in which an
-            episode begins.
+        step: of the policy that is judged.
         episodes: rounded up to a multiple of the number of environments.
 
     Returns:

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.logger import configure
+from torch import Tensor
 
-from widen.envs.batched import BatchedEnv
+from widen.envs.batched import BatchedEnv, Obs, StepResult
 from widen.randomization.randomizer import Randomizer
 
 from .callbacks import RunCallback
 from .checkpoint import check_same_config, latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import RunConfig, dump_config, parse_config
-from .evaluate import evaluate, evaluation_env, ranges_config
+from .evaluate import Trial, evaluate, evaluation_env, ranges_config
 from .ppo import WidenPPO
 from .progress import ProgressDisplay
 from .run_folder import RunFolder, default_path
@@ -99,7 +100,7 @@ class Runner:
 
         Returns:
             The JSON of `widen train`: run, steps, seconds, goals_mean, npd, bounds_moved, policy,
-            and "stopped" if a signal ended it early (then policy is None).
+            and "stopped", the number of the signal, if one ended it early (then policy is None).
         """
         assert self.run is not None
         total = self.config.ppo.iterations
@@ -131,7 +132,7 @@ class Runner:
             "policy": None,
         }
         if callback.stopped:
-            return {**summary, "stopped": True}
+            return {**summary, "stopped": callback.stop_requested}
         return {**summary, **self._finish(export)}
 
     def _finish(self, export: Export) -> dict[str, Any]:
@@ -144,6 +145,10 @@ class Runner:
 
     def evaluate(self, episodes: int, randomization: str = "none") -> dict[str, Any]:
         """Goals of the deterministic policy; randomization "none" or "current"."""
+        return evaluate(*self.trial(episodes, randomization), episodes)
+
+    def trial(self, episodes: int, randomization: str = "none") -> Trial:
+        """The deterministic policy in environments of its own; arguments as for `evaluate`."""
         ranges = ranges_config(self.randomizer.table() if randomization == "current" else ())
         env = evaluation_env(
             self.config.task,
@@ -156,10 +161,12 @@ class Runner:
         )
         policy = self.ppo.policy
         policy.set_training_mode(False)
-        with torch.no_grad():
-            return evaluate(
-                env, lambda obs, fresh: env.step(policy.mean_action(obs["actor"])), episodes
-            )
+
+        @torch.no_grad()
+        def step(obs: Obs, fresh: Tensor) -> StepResult:
+            return env.step(policy.mean_action(obs["actor"]))
+
+        return env, step
 
     def _save(self) -> None:
         assert self.run is not None

@@ -1,0 +1,279 @@
+"""The command line. Every command imports what it needs when it runs, so that help is quick and
+`widen verify` works where neither torch nor mujoco is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import cli_show as show
+from .cli_errors import near, one_line
+
+app = typer.Typer(
+    name="widen",
+    help="Sim-to-real training for robot hands: train, watch, export, run.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Subject = Annotated[
+    Path, typer.Argument(metavar="RUN|POLICY.onnx", help="A run folder, or an exported policy.")
+]
+Policy = Annotated[Path, typer.Argument(metavar="POLICY.onnx", help="An exported policy.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    A user's mistake is one line on stderr and 2; an interrupted command is 130. Anything else
+    that goes wrong is a bug of widen and keeps its traceback.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("widen", arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as stop:
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"widen {version_of('widen')}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="For example ppo.iterations=100."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run folder; default runs/<task>-<time>."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a policy, evaluate it and export it."""
+    from widen.deploy.export import export_runner
+
+    from .config import load_config
+    from .runner import start
+
+    runner = start(load_config(config, overrides or ()), run_dir, resume)
+    assert runner.run is not None
+    try:
+        result = runner.train(export_runner)
+    except KeyboardInterrupt:
+        show.interrupted(runner.run.path, saved=any(runner.run.checkpoints.glob("*.pt")))
+        raise typer.Exit(130) from None
+    show.emit(result, as_json, show.train)
+    if "stopped" in result:
+        show.interrupted(runner.run.path, saved=True)
+        raise typer.Exit(128 + result["stopped"])
+
+
+@app.command()
+def monitor(
+    run: Run,
+    once: Annotated[bool, typer.Option("--once", help="Print the present state and end.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with all ranges over time.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Watch a run that trains, or look at one that has ended."""
+    from .monitor import follow, render, snapshot
+    from .monitor_html import write_html
+    from .run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    if html is not None:
+        write_html(folder, html)
+        print(f"wrote {html}", file=sys.stderr)
+    if as_json or once:
+        show.emit(snapshot(folder), as_json, lambda state: show.console().print(render(state)))
+    elif html is None:
+        follow(folder)
+
+
+@app.command("eval")
+def evaluate_policy(
+    subject: Subject,
+    episodes: Annotated[int, typer.Option(metavar="N", help="Whole episodes to count.")] = 128,
+    randomization: Annotated[
+        str, typer.Option(metavar="none|current", help="The nominal world, or the run's ranges.")
+    ] = "none",
+    as_json: Json = False,
+) -> None:
+    """Count the goals of a policy over whole episodes."""
+    if episodes < 1:
+        raise ValueError(f"--episodes {episodes}: expected 1 or more")
+    if randomization == "exam":
+        raise ValueError("--randomization exam: not in this version; expected none or current")
+    if randomization not in ("none", "current"):
+        raise ValueError(f"--randomization {randomization}: expected none or current")
+    from .cli_policy import open_trial
+    from .evaluate import evaluate
+
+    env, step = open_trial(subject, episodes, randomization)
+    result = evaluate(env, step, episodes)
+    about = {"policy": str(subject), "randomization": randomization}
+    show.emit({**about, **result}, as_json, show.evaluation)
+
+
+@app.command()
+def play(
+    subject: Subject,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a film: .mp4, or .gif.")
+    ] = None,
+    viewer: Annotated[bool, typer.Option("--viewer", help="Show it in MuJoCo's viewer.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Play for so long; default one episode.")
+    ] = None,
+) -> None:
+    """Play a policy in the nominal world."""
+    if seconds is not None and not 0 < seconds <= 3600:
+        raise ValueError(f"--seconds {seconds:g}: expected more than 0 and at most 3600")
+    if video is not None and viewer:
+        raise ValueError("--viewer: not together with --video; expected one of them")
+    from . import play as player
+
+    if video is not None:
+        player.check_film(video)
+        player.choose_gl()
+    if viewer:
+        player.check_display()
+    from .cli_policy import open_trial
+
+    trial = open_trial(subject, 1, "none")
+    if video is not None:
+        last = player.film(trial, seconds, video)
+    elif viewer:
+        last = player.view(trial, seconds)
+    else:
+        *_, last = player.play(trial, seconds)
+    show.played(last, video)
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Default RUN/policy.onnx."),
+    ] = None,
+) -> None:
+    """Write the newest checkpoint's policy as one ONNX file."""
+    from widen.deploy.export import export_runner
+
+    from .cli_policy import check_output
+    from .run_folder import RunFolder
+    from .runner import Runner
+
+    folder = RunFolder.open(run)
+    if output is not None:
+        check_output(output)
+    report = export_runner(Runner.restore(folder), output or folder.policy)
+    show.exported(report.path, report.size_bytes, report.max_error)
+
+
+@app.command()
+def verify(policy: Policy, as_json: Json = False) -> None:
+    """Replay a policy's golden vectors on this computer and print its contract."""
+    from widen.deploy.contract import TOLERANCE
+    from widen.deploy.runtime import OnnxPolicy
+
+    loaded = OnnxPolicy(policy)
+    error = loaded.verify()
+    ok = error <= TOLERANCE
+    finite = error if error < float("inf") else None
+    result = {"ok": ok, "max_error": finite, "contract": loaded.contract.as_dict()}
+    show.emit(result, as_json, show.verification)
+    if not ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    policy: Policy,
+    robot: Annotated[
+        str, typer.Option(metavar="sim|MODULE:CLASS", help="The robot; sim is a simulated hand.")
+    ],
+    seconds: Annotated[float, typer.Option(metavar="S", help="How long.")] = 30.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but send nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a policy in closed loop on a robot, at its own rate."""
+    if not 0 < seconds <= 86_400:
+        raise ValueError(f"--seconds {seconds:g}: expected more than 0 and at most 86400")
+    from widen.deploy.controller import run as control
+    from widen.deploy.runtime import OnnxPolicy
+
+    from .cli_policy import make_robot
+
+    loaded = OnnxPolicy(policy)
+    report = control(loaded, make_robot(robot, loaded.contract), seconds, dry_run=dry_run)
+    show.emit({"policy": str(policy), "robot": robot, **report.as_dict()}, as_json, show.run)
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[str, typer.Argument(metavar="tasks|hands|parameters|configs")],
+    as_json: Json = False,
+) -> None:
+    """List the names that a config may use."""
+    from .cli_lists import LISTS
+
+    if kind not in LISTS:
+        raise ValueError(f"list {kind}: unknown; expected {near(kind, LISTS)}")
+    show.emit(LISTS[kind](), as_json, show.names)
+
+
+@app.command()
+def bench(as_json: Json = False) -> None:
+    """Measure the throughput of this machine, layer by layer."""
+    from .bench import bench as measure
+
+    result: dict[str, Any] = measure()
+    show.emit(result, as_json, show.bench)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

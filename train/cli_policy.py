@@ -1,0 +1,132 @@
+"""A run or an exported policy, ready to be tried; and the robot for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from widen.deploy.contract import Contract
+    from widen.deploy.robot import Robot
+    from widen.deploy.runtime import OnnxPolicy
+
+    from .config import RunConfig
+    from .evaluate import Trial
+
+
+def open_trial(path: Path, episodes: int, randomization: str) -> Trial:
+    """The environments for a policy's evaluation, and its control step in them.
+
+    Both kinds of policy meet the same episodes.
+
+    Args:
+        path: a run folder, or an exported policy.
+        episodes: as `evaluation_env` takes it.
+        randomization: "none" or "current", the ranges that the policy was last trained on.
+
+    Raises:
+        ValueError: there is no run or policy at `path`, or it is damaged.
+    """
+    if path.is_file() or path.suffix == ".onnx":
+        from widen.deploy.runtime import OnnxPolicy
+
+        return _onnx_trial(OnnxPolicy(path), episodes, randomization)
+    from .run_folder import RunFolder
+    from .runner import Runner
+
+    return Runner.restore(RunFolder.open(path)).trial(episodes, randomization)
+
+
+def _onnx_trial(policy: OnnxPolicy, episodes: int, randomization: str) -> Trial:
+    """The policy sees what a robot would measure; the simulation is the one it was trained in."""
+    import torch
+    from torch import Tensor
+
+    from widen.envs.batched import Obs, StepResult
+
+    from .evaluate import evaluation_env, ranges_config
+
+    contract, config = policy.contract, _training_config(policy)
+    env = evaluation_env(
+        contract.task,
+        contract.hand,
+        contract.object,
+        config.env.model_copy(update={"control_hz": 1.0 / contract.control_period}),
+        config.sim,
+        ranges_config(contract.randomization if randomization == "current" else ()),
+        episodes,
+    )
+    if env.scene.hand.joints != contract.joints:
+        raise ValueError(f"{policy.path}: made for other joints than hand {contract.hand!r} has")
+    policy.reset(env.num_envs)
+
+    def step(obs: Obs, fresh: Tensor) -> StepResult:
+        policy.restart(fresh.nonzero()[:, 0].cpu().numpy())
+        target = policy({name: value.cpu().numpy() for name, value in env.last_readings.items()})
+        action = policy.state["last_action"]
+        return env.step_target(*(torch.from_numpy(a).to(env.device) for a in (target, action)))
+
+    return env, step
+
+
+def _training_config(policy: OnnxPolicy) -> RunConfig:
+    """What the policy was trained with; defaults where the contract does not say."""
+    import yaml
+
+    from .config import RunConfig, parse_config
+
+    text = policy.contract.training.get("config")
+    if text is None:
+        return RunConfig()
+    return parse_config(yaml.safe_load(text), f"{policy.path}: contract: training.config")
+
+
+def make_robot(name: str, contract: Contract) -> Robot:
+    """The robot of `widen run`.
+
+    Raises:
+        ValueError: no such robot, or one that cannot be had.
+    """
+    from widen.deploy.robot import load_robot
+
+    if name == "leap":
+        raise ValueError("--robot leap: not in this version; expected sim or MODULE:CLASS")
+    if name != "sim":
+        return load_robot(name)
+    import yaml
+
+    try:
+        from widen.envs.hand import load_hand
+        from widen.envs.scene import build_scene
+    except ImportError as error:
+        raise ValueError(f"--robot sim: needs {error.name}, which is not installed") from None
+    from widen.deploy.sim_robot import SimRobot
+
+    trained = yaml.safe_load(contract.training.get("config") or "{}").get("sim", {})
+    scene = build_scene(
+        load_hand(contract.hand),
+        contract.object,
+        timestep=contract.control_period / trained.get("substeps", 3),
+        iterations=trained.get("iterations", 10),
+    )
+    return SimRobot.from_scene(scene)
+
+
+def check_output(path: Path) -> None:
+    """Refuse to write a policy where something else is.
+
+    Raises:
+        ValueError: a folder, a folder that does not exist, or a file that is no policy of widen.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected the name of an .onnx file to write")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: expected an existing folder, got {path.parent}")
+    if not path.exists():
+        return
+    from widen.deploy.runtime import OnnxPolicy
+
+    try:
+        OnnxPolicy(path)
+    except ValueError:
+        raise ValueError(f"{path} exists and is no policy of widen: expected a new name") from None

@@ -1,0 +1,137 @@
+"""Results on stdout: as JSON, or for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .play import Moment
+
+
+def console() -> Console:
+    """Standard output by rich."""
+    from rich.console import Console
+
+    return Console()
+
+
+def emit(result: Any, as_json: bool, render: Callable[[Any], None]) -> None:
+    """Print a command's result as one JSON value, or the way people like it."""
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        render(result)
+
+
+def interrupted(run: Path, saved: bool) -> None:
+    """Say on stderr how an interrupted training goes on."""
+    how = f"go on with: widen train {run / 'config.yaml'} --run-dir {run} --resume"
+    print(f"interrupted; {how if saved else 'no checkpoint was saved yet'}", file=sys.stderr)
+
+
+def train(result: dict[str, Any]) -> None:
+    run = result["run"]
+    print(f"{_trained(result)}, {result['bounds_moved']} bounds moved, npd {result['npd']:.2f}")
+    if result["policy"] is None:
+        return
+    print(
+        f"{result['goals_mean']:.1f} goals per episode in the nominal world"
+        f" (median {result['goals_median']:g}, {100 * result['drop_rate']:.0f} % dropped)"
+    )
+    print(f"watch  widen monitor {run}")
+    print(f"run    widen run {result['policy']} --robot sim")
+
+
+def _trained(result: dict[str, Any]) -> str:
+    from .progress import format_count, format_duration
+
+    steps, seconds = format_count(result["steps"]), format_duration(result["seconds"])
+    return f"{result['run']}: {steps} steps in {seconds}"
+
+
+def evaluation(result: dict[str, Any]) -> None:
+    world = "the nominal world" if result["randomization"] == "none" else "the run's ranges"
+    print(
+        f"{result['policy']}: {result['goals_mean']:.2f} goals per episode in {world}"
+        f" (median {result['goals_median']:g}, {100 * result['drop_rate']:.1f} % dropped,"
+        f" {result['episodes']} episodes)"
+    )
+
+
+def played(last: Moment, video: Path | None) -> None:
+    where = "" if video is None else f"; wrote {video}"
+    print(f"{last.goals} goals in {last.seconds:.1f} s, {last.drops} drops{where}")
+
+
+def exported(path: Path, size_bytes: int, max_error: float) -> None:
+    print(f"wrote {path} ({size_bytes / 1e3:.0f} kB, within {max_error:.1g} rad of training)")
+    print(f"run    widen run {path} --robot sim")
+
+
+def verification(result: dict[str, Any]) -> None:
+    contract, error = result["contract"], result["max_error"]
+    verdict = "as at export" if result["ok"] else "NOT as at export"
+    print(f"{verdict}: largest difference {'infinite' if error is None else f'{error:.1g}'} rad")
+    rows = [
+        {"what": "task", "value": contract["task"]},
+        {"what": "hand", "value": contract["hand"]},
+        {"what": "object", "value": contract["object"] or "none"},
+        {"what": "rate", "value": f"{1 / contract['control_period']:g} Hz"},
+        {"what": "reads", "value": ", ".join(map(_reading, contract["readings"]))},
+        {"what": "commands", "value": ", ".join(contract["joints"])},
+        {"what": "trained", "value": f"{contract['training'].get('steps')} steps"},
+        {"what": "randomized", "value": f"{len(contract['randomization'])} parameters"},
+    ]
+    _table(rows)
+
+
+def _reading(reading: dict[str, Any]) -> str:
+    size = " x ".join(map(str, reading["shape"]))
+    return f"{reading['name']} ({size}, {reading['unit']}, from the {reading['source']})"
+
+
+def run(result: dict[str, Any]) -> None:
+    print(f"{result['goals']} goals in {result['seconds']:.1f} s, {result['drops']} drops")
+    print(
+        f"{result['cycles']} cycles, {result['deadline_misses']} deadlines missed,"
+        f" {result['cycle_ms_p50']:.2f} ms (median), {result['cycle_ms_p99']:.2f} ms (99 %)"
+    )
+    by_name = result["interventions_by_name"]
+    held = ", ".join(f"{name} {count}" for name, count in by_name.items())
+    print(f"{result['interventions']} interventions{': ' if held else ''}{held}")
+
+
+def names(rows: list[dict[str, Any]]) -> None:
+    """A table of what a person chooses by; --json tells the rest."""
+    columns = [key for key in ("name", "unit", "nominal", "limits", "summary") if key in rows[0]]
+    _table([{key: _short(row[key]) for key in columns} for row in rows])
+
+
+def bench(result: dict[str, Any]) -> None:
+    _table([{"what": key, "value": _short(value)} for key, value in result.items()])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_short, value))
+    return "" if value is None else str(value)
+
+
+def _table(rows: list[dict[str, str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for i, key in enumerate(rows[0]):
+        table.add_column(key, no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*(Text(value) for value in row.values()))
+    console().print(table)
