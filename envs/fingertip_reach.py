@@ -46,7 +46,7 @@ class FingertipReach(Task):
 
     summary = "move all fingertips to random reachable points, one set after another"
     episode_seconds = 10.0
-    weights = {"progress": 50.0, "distance": -0.5, "goal": 2.0, "action": -0.002}  # noqa: RUF012
+    weights = {"progress": 50.0, "distance": -10.0, "goal": 2.0, "action": -0.002}  # noqa: RUF012
     uses_sensors = True
     state = ("goal", "distance")
 
