@@ -11,7 +11,7 @@ from torch import Tensor
 from .actions import ActionPipeline
 from .encoder import Frame
 from .layout import GOAL_QUAT, OBJECT_POS, OBJECT_QUAT, Reading, joint_pos
-from .rotations import quat_angle, quat_conj, quat_from_rotvec, quat_mul, quat_to_6d
+from .rotations import quat_angle, quat_from_rotvec, quat_mul, quat_mul_conj, quat_to_6d
 from .scene import Scene
 from .task import Outcome, Task
 
@@ -35,14 +35,14 @@ class CubeRotateFrame(Frame):
 
     def forward(self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor) -> Tensor:
         joints, cube = readings["joint_pos"], readings["object_quat"]
+        left_to_do = quat_mul_conj(readings["goal_quat"], cube)
         return torch.cat(
             (
                 2.0 * (joints - self.home),  # nu
                 5.0 * (target - joints),  # nu
                 last_action,  # nu
                 20.0 * (readings["object_pos"] - self.nest),  # 3
-                quat_to_6d(cube),  # 6
-                quat_to_6d(quat_mul(readings["goal_quat"], quat_conj(cube))),  # 6
+                quat_to_6d(torch.stack((cube, left_to_do), -2)).flatten(-2),  # 12
             ),
             -1,
         )
@@ -69,7 +69,9 @@ class CubeRotate(Task):
         self.nest = torch.tensor(scene.hand.nest, device=sim.device)
         self.turn = quat_from_rotvec(torch.tensor([0.0, 0.0, TURN], device=sim.device))
         self.above = self.nest + torch.tensor([-0.008, 0.0, 0.014], device=sim.device)
-        self.cube_scale = torch.tensor([5.0] * 3 + [0.5] * 3, device=sim.device)
+        cube = scene.object_dof + torch.arange(6, device=sim.device)
+        self.moving = torch.cat((self.dofs, cube))  # hand, cube's linear, cube's angular velocity
+        self.scale = torch.tensor([0.3] * len(self.dofs) + [5.0] * 3 + [0.5] * 3, device=sim.device)
         self.goal = torch.zeros(sim.num_envs, 4, device=sim.device)
         self.distance = torch.zeros(sim.num_envs, device=sim.device)
 
@@ -138,9 +140,7 @@ class CubeRotate(Task):
         return {"joint_pos": joints, "object_pos": pos, "object_quat": quat, "goal_quat": goal}
 
     def privileged(self, env_ids: Tensor | None = None) -> Tensor:
-        start = self.scene.object_dof
-        cube = self.sim.qvel[self.rows(env_ids), start : start + 6].float()
-        return torch.cat((0.3 * self.joint_vel(env_ids), cube * self.cube_scale), -1)
+        return self.sim.qvel[self.rows(env_ids)].float().index_select(1, self.moving) * self.scale
 
     def _cube(self, env_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Position (K, 3) [m] and unit quaternion (K, 4) of the cube, float32."""

@@ -15,6 +15,8 @@ _PRODUCT = (  # rows w, x, y, z: sign, component of p, component of q
     ((1, _W, _Y), (-1, _X, _Z), (1, _Y, _W), (1, _Z, _X)),
     ((1, _W, _Z), (1, _X, _Y), (-1, _Y, _X), (1, _Z, _W)),
 )
+# p times the conjugate of q: where a component of q other than w stands, the sign turns
+_DIFFERENCE = tuple(tuple((s if b == _W else -s, a, b) for s, a, b in row) for row in _PRODUCT)
 _COLUMNS = (  # of the first two columns of the rotation matrix, less the identity
     ((-2, _Y, _Y), (-2, _Z, _Z)),
     ((2, _X, _Y), (2, _W, _Z)),
@@ -53,6 +55,7 @@ class _Bilinear:
 
 
 _MUL = _Bilinear(_PRODUCT, [0, 0, 0, 0])
+_MUL_CONJ = _Bilinear(_DIFFERENCE, [0, 0, 0, 0])
 _TO_6D = _Bilinear(_COLUMNS, [1, 0, 0, 0, 1, 0])
 
 
@@ -60,6 +63,12 @@ def quat_mul(p: Tensor, q: Tensor) -> Tensor:
     """Hamilton product p q: rotate by q, then by p. (..., 4), (..., 4) -> (..., 4)."""
     products = (p @ _MUL.of(p)[0]) * (q @ _MUL.of(q)[1])
     return products @ _MUL.of(products)[2]
+
+
+def quat_mul_conj(p: Tensor, q: Tensor) -> Tensor:
+    """p q^-1, the rotation that takes q to p; unit quaternions (..., 4), (..., 4) -> (..., 4)."""
+    products = (p @ _MUL_CONJ.of(p)[0]) * (q @ _MUL_CONJ.of(q)[1])
+    return products @ _MUL_CONJ.of(products)[2]
 
 
 def quat_conj(q: Tensor) -> Tensor:

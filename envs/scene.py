@@ -153,7 +153,7 @@ def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:
     """A camera that sees the hand with gravity pointing down, lights, and a plain backdrop."""
     up = -gravity_of(hand.tilt) / GRAVITY
     look = np.array([hand.nest[0] + 0.014, hand.nest[1] - 0.02, hand.nest[2] + 0.004])
-    eye = look + np.array([0.13, -0.235, 0.25])
+    eye = look + np.array([0.12, -0.21, 0.28])
     back = (eye - look) / np.linalg.norm(eye - look)
     right = np.cross(up, back)
     right /= np.linalg.norm(right)
@@ -174,8 +174,7 @@ def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:
     visual = spec.visual
     visual.headlight.ambient, visual.headlight.diffuse = [0.32] * 3, [0.28] * 3
     visual.headlight.specular = [0.1] * 3
-    visual.quality.shadowsize = 4096
-    visual.global_.offwidth, visual.global_.offheight = 1920, 1440  # of the largest picture
+    visual.quality.shadowsize = 2048
     spec.add_texture(
         name="backdrop",
         type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,

@@ -60,7 +60,7 @@ class Randomizer:
         self.curriculum = self.config.make_curriculum(sim.num_envs, int(seeds[0]))
         self._generator = torch.Generator(sim.device).manual_seed(int(seeds[1]))
         self._sim, self._parts = sim, Parts.of(scene, sim.device)
-        self._nominal_fields = {name: _field(sim, name) for name in self.model_fields}
+        self._make_rows()
         self._joints = torch.as_tensor(scene.joint_qpos, device=sim.device)
         self._column = {what.name: i for i, what in enumerate(self.parameters)}
         most = {what.name: what.limit_high for what in self.ranges}
@@ -85,6 +85,20 @@ class Randomizer:
         self.values = self._nominal.repeat(sim.num_envs, 1)  # (N, P)
         self._privileged = torch.zeros(self.values.shape, device=sim.device)
 
+    def _make_rows(self) -> None:
+        """Room for the model fields of all environments, in one piece and as views of it."""
+        nominal = [_field(self._sim, name) for name in self.model_fields]
+        count = self._sim.num_envs
+        flat = [values.flatten() for values in nominal]
+        empty = torch.zeros(0, dtype=torch.float64, device=self._sim.device)
+        self._nominal_row = torch.cat((empty, *flat))
+        self._all_rows = self._nominal_row.repeat(count, 1)
+        parts = self._all_rows.split([len(values) for values in flat], 1)
+        self._rows = {
+            name: part.unflatten(1, values.shape) if values.ndim > 0 else part[:, 0]
+            for name, part, values in zip(self.model_fields, parts, nominal, strict=True)
+        }
+
     def begin(self, env_ids: Tensor) -> None:
         drawn = torch.from_numpy(self.curriculum.draw(env_ids.cpu().numpy())).to(self.values.device)
         self.values[env_ids] = drawn
@@ -101,10 +115,8 @@ class Randomizer:
         Starting from the nominal model makes parameters that share a field combine, and keeps
         one episode's values out of the next.
         """
-        rows = {
-            name: nominal.expand(len(env_ids), *nominal.shape).clone()
-            for name, nominal in self._nominal_fields.items()
-        }
+        self._all_rows[: len(env_ids)] = self._nominal_row
+        rows = {name: values[: len(env_ids)] for name, values in self._rows.items()}
         for what in self._by_kind["model"]:
             assert what.write is not None
             what.write(rows, self._parts, drawn[:, self._column[what.name]])

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from mujoco.batch import Batch
+from rich.console import Console
+
 from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.sim import SimConfig
+from widen.randomization.parameters import CATALOGUE
+from widen.train.bench import Size, _env, bare_block, bench, env_block, render
 from widen.train.bench_env import CubeRotateEnv
 
 
@@ -58,3 +67,47 @@ def test_baseline_and_batched_environment_agree(spread: float, end: str) -> None
                 ends.append("drop" if terminated else "time")
     assert end in ends
     assert goals > 0
+
+
+TINY = Size(num_envs=8, block=8, blocks=2, rounds=1, memory=(8, 16))
+
+
+def test_bare_stepping_repeats_what_the_environment_did() -> None:
+    env = _env(TINY, CATALOGUE)
+    env.reset()
+    bare = Batch(env.sim.model, env.num_envs, 1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        actions = 0.6 * torch.randn(8, env.num_envs, env.num_actions, generator=generator)
+        _, recorded = env_block(env, actions)
+        for before, after in pairwise(recorded):
+            bare_block(bare, [before])
+            same = np.setdiff1d(np.arange(env.num_envs), after.changed)
+            np.testing.assert_array_equal(bare.state[same], after.state[same])
+        bare_block(bare, recorded[-1:])
+
+
+def test_figures_are_complete_and_fit_together() -> None:
+    threads = torch.get_num_threads()
+    result = bench(TINY)
+    assert torch.get_num_threads() == threads
+    assert json.loads(json.dumps(result)) == result
+    bare, env = result["bare_steps_per_s"], result["env_steps_per_s"]
+    assert result["env_over_bare"] == pytest.approx(env / bare, rel=0.02)
+    train, theirs = result["train_steps_per_s"], result["sb3_steps_per_s"]
+    assert result["train_over_sb3"] == pytest.approx(train / theirs, rel=0.02)
+    assert theirs == max(result["sb3"].values())
+    assert result["memory_mb_per_env"] < 50
+    names = ["bare mujoco.batch", "+ task", "+ randomization", "+ policy inference", "+ PPO"]
+    assert [row["layer"] for row in result["layers"]] == names
+    rates = [row["steps_per_s"] for row in result["layers"]]
+    assert (rates[0], rates[2]) == (bare, env)
+    assert rates[3] < rates[2]
+    for row in result["layers"]:
+        assert row["steps_per_s"] == pytest.approx(8e3 / row["ms_per_batch_step"], rel=0.02)
+    assert sum(row["parameters"] for row in result["groups"]) == len(CATALOGUE)
+    assert set(result["measured"]) <= set(result)
+    out = io.StringIO()
+    Console(file=out, width=120).print(render(result))
+    assert f"{bare:,}" in out.getvalue()
+    assert result["machine"]["cpu"] in out.getvalue()

@@ -54,12 +54,10 @@ class Size:
     num_envs: int = 512
     block: int = 16
     """control steps in a block; also the rollout length of PPO"""
-    blocks: int = 16
+    blocks: int = 12
     """blocks of each side of the main ratio; groups of parameters get a third"""
     rounds: int = 3
-    """rounds of training: ours four times, then stable-baselines3 once on each vector"""
-    sb3_samples: int = 8192
-    """samples in one update of stable-baselines3, as many as in ours"""
+    """rounds of training: ours twice, then stable-baselines3 once on each vector"""
     memory: tuple[int, int] = (256, 1024)
     """numbers of environments between which memory is compared"""
 
@@ -67,8 +65,8 @@ class Size:
 FULL = Size()
 
 MEASURED = {
-    "bare_steps_per_s": "mujoco.batch.Batch of the nominal model, as many simulations and threads: "
-    "rollout() alone, from the states and with the controls that the environment's steps had",
+    "bare_steps_per_s": "mujoco.batch.Batch, as many simulations and threads: rollout() alone, with "
+    "the states, controls and drawn model values that the environment's own steps had",
     "env_steps_per_s": "BatchedEnv.step with every parameter of the catalogue drawn uniformly from "
     "its whole limits, normally distributed actions of deviation 0.6, resets included; bare times "
     "the ratio",
@@ -171,6 +169,19 @@ def _env(size: Size, parameters: Iterable[str]) -> BatchedEnv:
     )
 
 
+class _Step(NamedTuple):
+    """What bare stepping needs to repeat a control step of the environment."""
+
+    state: np.ndarray
+    """(N, nstate) before the step"""
+    ctrl: np.ndarray
+    """(N, substeps, nu)"""
+    changed: np.ndarray
+    """(K,) environments whose model fields are new since the step before"""
+    fields: dict[str, np.ndarray]
+    """(K, ...) their values"""
+
+
 def _against_bare(env: BatchedEnv, steps: int, blocks: int) -> tuple[float, float]:
     """Steps per second of bare stepping, and the environment's as a share of that."""
     bare = Batch(env.sim.model, env.num_envs, processors())
@@ -179,35 +190,43 @@ def _against_bare(env: BatchedEnv, steps: int, blocks: int) -> tuple[float, floa
     pairs = []
     for block in range(-3, blocks):  # the first ones spread the episodes and warm the caches
         actions = 0.6 * torch.randn(steps, env.num_envs, env.num_actions, generator=generator)
-        env_seconds, states, controls = _env_block(env, actions)
-        bare_seconds = _bare_block(bare, states, controls)
+        env_seconds, recorded = env_block(env, actions)
+        bare_seconds = bare_block(bare, recorded)
         if block >= 0:
             pairs.append((env_seconds, bare_seconds))
     ratio = median(bare_s / env_s for env_s, bare_s in pairs)
     return env.num_envs * steps / median(bare_s for _, bare_s in pairs), ratio
 
 
-def _env_block(env: BatchedEnv, actions: Tensor) -> tuple[float, list[np.ndarray], list[Any]]:
-    """Seconds of these steps; the simulations' state before each, and the controls (N, S, nu)."""
+def env_block(env: BatchedEnv, actions: Tensor) -> tuple[float, list[_Step]]:
+    """Seconds that the environment takes for actions (steps, N, nu), and what it did."""
     sim = env.sim
     assert isinstance(sim, CpuSim)
-    seconds, states, controls = 0.0, [], []
+    seconds, recorded = 0.0, []
+    changed = torch.arange(env.num_envs)
     for action in actions:
-        states.append(sim.state.copy())
+        state = sim.state.copy()
+        names = env.perturbation.model_fields
+        fields = {name: sim.per_env(name)[changed].numpy() for name in names}
         began = time.perf_counter()
-        env.step(action)
+        result = env.step(action)
         seconds += time.perf_counter() - began
-        controls.append(sim.last_ctrl.copy())
-    return seconds, states, controls
+        recorded.append(_Step(state, sim.last_ctrl.copy(), changed.numpy(), fields))
+        changed = (result.terminated | result.truncated).nonzero()[:, 0]
+    return seconds, recorded
 
 
-def _bare_block(bare: Batch, states: list[np.ndarray], controls: list[np.ndarray]) -> float:
-    """Seconds of the same steps by MuJoCo alone: the same motion, contacts and resets."""
+def bare_block(bare: Batch, recorded: list[_Step]) -> float:
+    """Seconds that MuJoCo alone takes for the same motion: the same models, states and controls."""
     seconds = 0.0
-    for state, control in zip(states, controls, strict=True):
-        bare.state[:] = state
+    for step in recorded:
+        for name, values in step.fields.items():
+            bare.expand(name)[step.changed] = values
+        if step.fields and len(step.changed):
+            bare.set_const(step.changed)
+        bare.state[:] = step.state
         began = time.perf_counter()
-        bare.rollout(control.shape[1], control, _CTRL, record=())
+        bare.rollout(step.ctrl.shape[1], step.ctrl, _CTRL, record=())
         seconds += time.perf_counter() - began
     return seconds
 
@@ -236,7 +255,7 @@ def _training(nominal: BatchedEnv, everything: BatchedEnv, size: Size, threads: 
         rates: dict[str, list[float]] = {name: [] for name in (*ours, *theirs)}
         for _ in range(size.rounds):
             for name, ppo in ours.items():
-                rates[name].append(_learn(ppo, 4 * samples))
+                rates[name].append(_learn(ppo, 2 * samples))
             torch.set_num_threads(threads)
             for name, ppo in theirs.items():
                 rates[name].append(_learn(ppo, samples))

@@ -94,9 +94,10 @@ class RunCallback(BaseCallback):
         # the lines go first: a resume drops those that are newer than its checkpoint
         self.run.append(*moves, interval)
         self.display.update(interval, moves)
-        if self.stop_requested or iteration % self.every == 0 or iteration >= self.total_iterations:
+        stopped = self.stop_requested > 0  # read once: a signal may come at any moment
+        if stopped or iteration % self.every == 0 or iteration >= self.total_iterations:
             self.save()
-        self.stopped = self.stop_requested > 0
+        self.stopped = stopped
 
     stop_requested = 0
     """number of the signal that asked for it; the run is saved and ends with the iteration"""

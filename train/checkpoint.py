@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +63,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, truncated, or not a checkpoint of this version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about the file is an error below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises whatever its zip reader or unpickler ran into
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).split(".")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain values, or no tensors at all"
         raise ValueError(
             f"{path}: expected a whole checkpoint, but it is damaged or not one: {reason}"
         ) from None
@@ -81,6 +87,8 @@ def check_same_config(saved: dict[str, Any], wanted: dict[str, Any], path: Path)
     Raises:
         ValueError: names the first key that differs and both values.
     """
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path}: expected a checkpoint with its config, got {saved!r}")
     for key, before, now in _differences(saved, wanted, ""):
         if key not in FREE_KEYS and key.split(".")[0] not in FREE_KEYS:
             raise ValueError(

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -125,7 +125,7 @@ def monitor(
     folder = RunFolder.open(run)
     if html is not None:
         write_html(folder, html)
-        print(f"wrote {html}", file=sys.stderr)
+        print(f"wrote {html}", file=sys.stderr if as_json else sys.stdout)
     if as_json or once:
         show.emit(snapshot(folder), as_json, lambda state: show.console().print(render(state)))
     elif html is None:
@@ -176,7 +176,7 @@ def play(
     from . import play as player
 
     if video is not None:
-        player.check_film(video)
+        player.check_film(video, seconds)
         player.choose_gl()
     if viewer:
         player.check_display()
@@ -270,9 +270,9 @@ def list_names(
 def bench(as_json: Json = False) -> None:
     """Measure the throughput of this machine, layer by layer."""
     from .bench import bench as measure
+    from .bench import render
 
-    result: dict[str, Any] = measure()
-    show.emit(result, as_json, show.bench)
+    show.emit(measure(), as_json, lambda result: show.console().print(render(result)))
 
 
 if __name__ == "__main__":

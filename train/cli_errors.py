@@ -15,11 +15,18 @@ def one_line(error: Exception) -> str | None:
         text = _usage(error)
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    elif isinstance(error, ModuleNotFoundError) and not _ours(error.name):
+        # a robot computer has only what deploy/requirements.txt lists
+        text = f"this command needs {error.name}, which is not installed: pip install widen"
     elif isinstance(error, ValueError):
         text = str(error)
     else:
         return None
     return " ".join(text.split())
+
+
+def _ours(module: str | None) -> bool:
+    return module is None or module.split(".")[0] == "widen"
 
 
 def near(name: str, names: Iterable[str]) -> str:
@@ -30,7 +37,8 @@ def near(name: str, names: Iterable[str]) -> str:
 
 def _usage(error: Any) -> str:
     """A command line that cannot be parsed: which command, what is wrong, what would be right."""
-    context, message = getattr(error, "ctx", None), error.format_message()
+    context = getattr(error, "ctx", None)
+    message = error.format_message().replace("Input should be", "expected")
     if context is None:
         return message
     path, command = context.command_path, context.command

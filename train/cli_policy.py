@@ -95,12 +95,9 @@ def make_robot(name: str, contract: Contract) -> Robot:
         return load_robot(name)
     import yaml
 
-    try:
-        from widen.envs.hand import load_hand
-        from widen.envs.scene import build_scene
-    except ImportError as error:
-        raise ValueError(f"--robot sim: needs {error.name}, which is not installed") from None
     from widen.deploy.sim_robot import SimRobot
+    from widen.envs.hand import load_hand
+    from widen.envs.scene import build_scene
 
     trained = yaml.safe_load(contract.training.get("config") or "{}").get("sim", {})
     scene = build_scene(

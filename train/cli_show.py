@@ -113,10 +113,6 @@ def names(rows: list[dict[str, Any]]) -> None:
     _table([{key: _short(row[key]) for key in columns} for row in rows])
 
 
-def bench(result: dict[str, Any]) -> None:
-    _table([{"what": key, "value": _short(value)} for key, value in result.items()])
-
-
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -69,8 +69,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {line}: expected a word as key")
             if key.value in seen:
-                line = key.start_mark.line + 1
                 raise yaml.YAMLError(f"line {line}: key {key.value!r} is given twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -121,7 +123,10 @@ def describe(error: ValidationError) -> str:
         return f"{key}: unknown key; expected {_one_of(near)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if first["type"] in ("value_error", "missing"):
-        return f"{key}: {message}" if key and not message.startswith(key) else message
+        # a model's own check begins with the key inside it, and perhaps with the model's
+        message = message.removeprefix(f"{path[-1]}.") if path else message
+        inside = message.split(":")[0].split(".")[0].split(" ")[0] in _keys_at(RunConfig, path)
+        return f"{key}{'.' if inside else ': '}{message}" if key else message
     return f"{key}: {message}, got {first['input']!r}"
 
 
@@ -158,9 +163,9 @@ def _read(name: str, folder: Path | None, chain: tuple[str, ...]) -> dict[str, A
     try:
         data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{where}: not YAML: {_yaml_problem(error)}") from None
     if data is None:
-        data = {}
+        raise ValueError(f"{where}: empty; expected keys and values")
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ValueError(f"{where}: expected keys and values, got {type(data).__name__}")
     base = data.pop("base", None)
@@ -169,6 +174,12 @@ def _read(name: str, folder: Path | None, chain: tuple[str, ...]) -> dict[str, A
     if not isinstance(base, str):
         raise ValueError(f"{where}: base: expected the name of a config, got {base!r}")
     return _merge(_read(base, Path(where).parent, (*chain, here)), data)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def _find(name: str, folder: Path | None) -> tuple[str, str, str]:

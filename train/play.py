@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from .evaluate import Trial
 
-WIDTH, HEIGHT = 960, 720
-GIF_SIZE, GIF_HZ, GIF_COLOURS = (400, 300), 10, 64  # a README shall load quickly
+WIDTH, HEIGHT = 640, 480
+GIF_SIZE, GIF_HZ, GIF_COLOURS = (400, 300), 10, 128  # a README shall load quickly
+GIF_SECONDS = 60.0  # all pictures are in memory at once
 _SIGNATURES = {".mp4": (4, b"ftyp"), ".gif": (0, b"GIF8")}  # where in the file, and what
 _INSTALL = "pip install 'widen[view]'"
 
@@ -62,58 +63,54 @@ def film(trial: Trial, seconds: float | None, path: Path) -> Moment:
     Raises:
         ValueError: no OpenGL context, or no encoder.
     """
-    write = _write_gif if path.suffix == ".gif" else _write_mp4
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        last = write(beside, _shots(trial, seconds), 1.0 / trial[0].control_dt)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return last
-
-
-def _shots(trial: Trial, seconds: float | None) -> Iterator[tuple[np.ndarray, Moment]]:
-    """A captioned picture (HEIGHT, WIDTH, 3) uint8 after every control step."""
     from widen.envs.render import SceneRenderer
 
-    env = trial[0]
+    env, last = trial[0], Moment(0, 0, 0.0)
+    gif, hz = path.suffix == ".gif", 1.0 / env.control_dt
+    skip = max(1, round(hz / GIF_HZ)) if gif else 1
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     renderer = SceneRenderer(env.scene, WIDTH, HEIGHT)
+
+    def pictures() -> Iterator[np.ndarray]:
+        nonlocal last
+        for k, moment in enumerate(play(trial, seconds)):
+            last = moment
+            if k % skip:
+                continue
+            qpos = env.sim.qpos[0].cpu().numpy()
+            yield _captioned(renderer.frame(qpos, _readings(env)), moment)
+
     try:
-        for moment in play(trial, seconds):
-            picture = renderer.frame(env.sim.qpos[0].cpu().numpy(), _readings(env))
-            yield _captioned(picture, moment), moment
+        write = _write_gif if gif else _write_mp4
+        write(beside, pictures(), hz / skip)
+        os.replace(beside, path)
     finally:
         renderer.close()
+        beside.unlink(missing_ok=True)
+    return last
 
 
 def _readings(env: BatchedEnv) -> dict[str, np.ndarray]:
     return {name: value[0].cpu().numpy() for name, value in env.task.readings().items()}
 
 
-def _write_mp4(path: Path, shots: Iterator[tuple[np.ndarray, Moment]], hz: float) -> Moment:
+def _write_mp4(path: Path, pictures: Iterator[np.ndarray], hz: float) -> None:
     imageio, _ = _encoders()
-    last = Moment(0, 0, 0.0)
     # both sizes are multiples of 16, the encoder's block
     with imageio.get_writer(path, fps=hz, quality=8) as writer:
-        for picture, last in shots:
+        for picture in pictures:
             writer.append_data(picture)
-    return last
 
 
-def _write_gif(path: Path, shots: Iterator[tuple[np.ndarray, Moment]], hz: float) -> Moment:
+def _write_gif(path: Path, pictures: Iterator[np.ndarray], hz: float) -> None:
     _, image = _encoders()
-    skip = max(1, round(hz / GIF_HZ))
-    pictures: list[Any] = []
-    last = Moment(0, 0, 0.0)
-    for k, (picture, last) in enumerate(shots):
-        if k % skip == 0:
-            small = image.fromarray(picture).resize(GIF_SIZE)
-            # one palette and no dithering, so that what rests in the picture stays the same
-            palette = pictures[0] if pictures else None
-            pictures.append(small.quantize(GIF_COLOURS, palette=palette, dither=0))
-    duration = round(1000 * skip / hz)  # [ms]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
-    return last
+    small = [image.fromarray(picture).resize(GIF_SIZE) for picture in pictures]
+    sample = np.concatenate([np.asarray(picture) for picture in small[:: len(small) // 8 + 1]])
+    # one palette and no dithering, so that what rests in the picture stays the same
+    palette = image.fromarray(sample).quantize(GIF_COLOURS, image.Quantize.FASTOCTREE)
+    first, *rest = (picture.quantize(palette=palette, dither=0) for picture in small)
+    duration = round(1000 / hz)  # [ms]
+    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0)
 
 
 def _captioned(picture: np.ndarray, moment: Moment) -> np.ndarray:
@@ -137,11 +134,12 @@ def _encoders() -> tuple[Any, Any]:
     return imageio, Image
 
 
-def check_film(path: Path) -> None:
-    """Refuse a name that no film can be written to, before anything takes time.
+def check_film(path: Path, seconds: float | None) -> None:
+    """Refuse what cannot be filmed, before anything takes time.
 
     Raises:
-        ValueError: not .mp4 or .gif, no such folder, or a file that is not a film of that kind.
+        ValueError: not .mp4 or .gif, no such folder, a file that is not a film of that kind, or a
+            .gif of too many seconds.
     """
     if path.suffix not in _SIGNATURES:
         raise ValueError(f"--video {path}: expected a name that ends in .mp4 or .gif")
@@ -149,6 +147,8 @@ def check_film(path: Path) -> None:
         raise ValueError(f"--video {path} is a folder: expected the name of a film to write")
     if not path.parent.is_dir():
         raise ValueError(f"--video {path}: expected an existing folder, got {path.parent}")
+    if path.suffix == ".gif" and (seconds or 0.0) > GIF_SECONDS:
+        raise ValueError(f"--seconds {seconds:g}: expected at most {GIF_SECONDS:g} for a .gif")
     if path.exists():
         start, signature = _SIGNATURES[path.suffix]
         with path.open("rb") as file:

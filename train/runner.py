@@ -58,7 +58,7 @@ class Runner:
             seed=config.seed,
             device=self.env.device,
         )
-        self.seconds = 0.0
+        self.seconds, self._saved_steps = 0.0, 0
 
     @classmethod
     def restore(cls, run: RunFolder, checkpoint: Path | None = None) -> Runner:
@@ -72,7 +72,7 @@ class Runner:
         state = load_checkpoint(path)
         check_same_config(state["config"], dump_config(config), path)
         runner = cls(config, run)
-        runner.load_state_dict(state)
+        runner.restore_from(state, path)
         return runner
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,6 +90,20 @@ class Runner:
         self.env.load_state_dict(state["env"])
         self.ppo.load_training_state(state["ppo"])
         self.seconds = float(state["seconds"])
+
+    def restore_from(self, state: dict[str, Any], path: Path) -> None:
+        """`load_state_dict` of a file.
+
+        Raises:
+            ValueError: something in it is missing or does not fit, as from another version.
+        """
+        try:
+            self.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(
+                f"{path}: expected a checkpoint of this version of widen: {reason}"
+            ) from error
 
     def train(self, export: Export) -> dict[str, Any]:
         """Train to the configured iteration, evaluate, export.
@@ -132,7 +146,8 @@ class Runner:
             "policy": None,
         }
         if callback.stopped:
-            return {**summary, "stopped": callback.stop_requested}
+            # the next rollout had begun; it is not in the checkpoint
+            return {**summary, "steps": self._saved_steps, "stopped": callback.stop_requested}
         return {**summary, **self._finish(export)}
 
     def _finish(self, export: Export) -> dict[str, Any]:
@@ -170,7 +185,7 @@ class Runner:
 
     def _save(self) -> None:
         assert self.run is not None
-        self.seconds = self._callback.seconds
+        self.seconds, self._saved_steps = self._callback.seconds, self.ppo.num_timesteps
         save_checkpoint(self.run, self.state_dict(), self.config.checkpoint.keep)
 
 
@@ -196,6 +211,6 @@ def start(config: RunConfig, run_dir: Path | None, resume: bool) -> Runner:
     state = load_checkpoint(path)
     check_same_config(state["config"], dump_config(config), path)
     runner = Runner(config, run)
-    runner.load_state_dict(state)
+    runner.restore_from(state, path)
     run.rewind(runner.ppo.num_timesteps)
     return runner
