@@ -87,7 +87,7 @@ def load_robot(name: str) -> Robot:
     """
     module_name, colon, class_name = name.partition(":")
     if not (colon and module_name and class_name):
-        raise ValueError(f"--robot {name}: expected sim, leap or MODULE:CLASS")
+        raise ValueError(f"--robot {name}: expected sim or MODULE:CLASS")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ class ActionPipeline(nn.Module):
         self,
         mode: Literal["relative", "absolute"],
         scale: float,
-        home: np.ndarray,
+        home: Sequence[float] | np.ndarray,
         lower: np.ndarray,
         upper: np.ndarray,
         smoothing: float = 1.0,

@@ -116,7 +116,8 @@ class BatchedEnv:
         self.perturbation.attach(self.sim, self.scene, self.control_dt)
         self.encoder = ObservationEncoder(kind.make_frame(self.scene), config.history)
         self.actions = kind.make_actions(self.scene)
-        self.encoder.to(self.device), self.actions.to(self.device)
+        for module in (self.encoder, self.actions):
+            module.to(self.device)
         self.num_actions = len(self.scene.joint_qpos)
         self._allocate()
 

@@ -56,9 +56,8 @@ class HandEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._env.reset()["actor"][0].numpy().copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        action = torch.as_tensor(np.asarray(action), dtype=torch.float32)
         before = float(self._env.score[0])
-        result = self._env.step(action[None])
+        result = self._env.step(torch.as_tensor(np.asarray(action), dtype=torch.float32)[None])
         # gymnasium resets by itself: the last observation of the old episode is the answer
         obs = result.final_obs["actor"][0].numpy().copy()
         done = bool(result.terminated[0]), bool(result.truncated[0])
