@@ -69,7 +69,7 @@ def test_baseline_and_batched_environment_agree(spread: float, end: str) -> None
     assert goals > 0
 
 
-TINY = Size(num_envs=8, block=8, blocks=2, rounds=1, memory=(8, 16))
+TINY = Size(num_envs=8, block=8, blocks=2, rounds=1, default_samples=512, memory=(8, 16))
 
 
 def test_bare_stepping_repeats_what_the_environment_did() -> None:

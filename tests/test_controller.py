@@ -261,7 +261,7 @@ def test_load_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     assert type(load_robot("lab_hand:Whole")).__name__ == "Whole"
     for name, message in (
-        ("lab_hand", "expected sim, leap or MODULE:CLASS"),
+        ("lab_hand", "expected sim or MODULE:CLASS"),
         ("lab_foot:Whole", "cannot import lab_foot"),
         ("lab_hand:Hole", "no class Hole in lab_hand; expected Whole"),
         ("lab_hand:Broken", "cannot be made: OSError: no cable"),

@@ -58,6 +58,8 @@ class Size:
     """blocks of each side of the main ratio; groups of parameters get a third"""
     rounds: int = 3
     """rounds of training: ours twice, then stable-baselines3 once on each vector"""
+    default_samples: int = 16384
+    """samples in one update of stable-baselines3 as it comes: 2048 steps of 8 environments"""
     memory: tuple[int, int] = (256, 1024)
     """numbers of environments between which memory is compared"""
 
@@ -75,6 +77,8 @@ MEASURED = {
     "sb3_steps_per_s": "stable-baselines3's PPO on CubeRotateEnv, the better of DummyVecEnv(8) and "
     "SubprocVecEnv(2); the same networks, epochs, minibatches and samples in an update",
     "train_over_sb3": "median over rounds that time one after the other",
+    "sb3_defaults_steps_per_s": "one iteration of stable-baselines3's PPO as it comes (minibatches "
+    "of 64, 10 epochs, its own networks) on DummyVecEnv(8)",
     "train_randomized_steps_per_s": "as train_steps_per_s with every parameter",
     "memory_mb_per_env": "peak memory of one process with the randomized environment, growth from "
     "the smaller to the larger number",
@@ -87,7 +91,7 @@ def bench(size: Size = FULL) -> dict[str, Any]:
     Returns:
         The JSON of `widen bench`: bare_steps_per_s, env_steps_per_s, env_over_bare,
         train_steps_per_s, sb3_steps_per_s, train_over_sb3, memory_mb_per_env; besides them
-        train_randomized_steps_per_s, layers, groups (what kinds of parameters cost), sb3, machine,
+        sb3_defaults_steps_per_s, train_over_sb3_defaults, train_randomized_steps_per_s, layers, groups (what kinds of parameters cost), sb3, machine,
         versions and measured (how).
     """
     threads = torch.get_num_threads()
@@ -118,6 +122,8 @@ def bench(size: Size = FULL) -> dict[str, Any]:
         "train_steps_per_s": round(training.sb3 * training.ratio),
         "sb3_steps_per_s": round(training.sb3),
         "train_over_sb3": round(training.ratio, 3),
+        "sb3_defaults_steps_per_s": round(training.sb3_defaults),
+        "train_over_sb3_defaults": round(training.sb3 * training.ratio / training.sb3_defaults, 3),
         "train_randomized_steps_per_s": round(training.randomized),
         "memory_mb_per_env": round(_memory_mb_per_env(size), 4),
         "layers": [
@@ -241,6 +247,8 @@ class _Training(NamedTuple):
     inference_ms: float
     """policy inference in one step of the batch"""
     sb3_by_vector: dict[str, float]
+    sb3_defaults: float
+    """steps per second of stable-baselines3's PPO with its own settings on DummyVecEnv(8)"""
 
 
 def _training(nominal: BatchedEnv, everything: BatchedEnv, size: Size, threads: int) -> _Training:
@@ -260,6 +268,11 @@ def _training(nominal: BatchedEnv, everything: BatchedEnv, size: Size, threads: 
             for name, ppo in theirs.items():
                 rates[name].append(_learn(ppo, samples))
             torch.set_num_threads(1)
+        torch.set_num_threads(threads)
+        dummy = vectors["DummyVecEnv(8)"]
+        as_it_comes = PPO("MlpPolicy", dummy, n_steps=size.default_samples // 8, device="cpu")
+        defaults = _learn(as_it_comes, size.default_samples)
+        torch.set_num_threads(1)
     finally:
         for vector in vectors.values():
             vector.close()
@@ -270,6 +283,7 @@ def _training(nominal: BatchedEnv, everything: BatchedEnv, size: Size, threads: 
         randomized=median(rates["randomized"]),
         inference_ms=_inference_ms(ours["randomized"], everything),
         sb3_by_vector={name: median(rates[name]) for name in theirs},
+        sb3_defaults=defaults,
     )
 
 
@@ -366,6 +380,8 @@ def render(result: dict[str, Any]) -> RenderableType:
         f"training / stable-baselines3 {result['train_over_sb3']:.1f}"
         f"  ({result['train_steps_per_s']:,} against {result['sb3_steps_per_s']:,} steps/s;"
         f" {vectors})\n"
+        f"             with its defaults {result['train_over_sb3_defaults']:.1f}"
+        f"  ({result['sb3_defaults_steps_per_s']:,} steps/s)\n"
         f"memory per environment       {result['memory_mb_per_env']:.3f} MB\n"
         f"{machine['cpu']}, {machine['processors']} processors; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
