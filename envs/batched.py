@@ -114,7 +114,7 @@ class BatchedEnv:
         seconds = config.episode_seconds or kind.episode_seconds
         self.max_steps = max(1, round(seconds * config.control_hz))
         self.perturbation.attach(self.sim, self.scene, self.control_dt)
-        self.encoder = ObservationEncoder(kind.make_frame(self.scene), config.history)
+        self.encoder = ObservationEncoder(kind.frame(self.scene), config.history)
         self.actions = kind.make_actions(self.scene)
         for module in (self.encoder, self.actions):
             module.to(self.device)

@@ -24,28 +24,16 @@ FREE_OFFSET = 0.02  # from the resting place without penalty [m]
 class CubeRotateFrame(Frame):
     """Joints, tracking errors, last action, cube pose, and the rotation that is left to do."""
 
-    home: Tensor
-    nest: Tensor
-
     def __init__(self, scene: Scene) -> None:
-        super().__init__()
-        self.register_buffer("home", torch.tensor(scene.hand.home, dtype=torch.float32))
-        self.register_buffer("nest", torch.tensor(scene.hand.nest, dtype=torch.float32))
+        super().__init__(scene)
         self.width = 3 * len(scene.hand.home) + 3 + 6 + 6
 
     def forward(self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor) -> Tensor:
-        joints, cube = readings["joint_pos"], readings["object_quat"]
+        cube = readings["object_quat"]
         left_to_do = quat_mul_conj(readings["goal_quat"], cube)
-        return torch.cat(
-            (
-                2.0 * (joints - self.home),  # nu
-                5.0 * (target - joints),  # nu
-                last_action,  # nu
-                20.0 * (readings["object_pos"] - self.nest),  # 3
-                quat_to_6d(torch.stack((cube, left_to_do), -2)).flatten(-2),  # 12
-            ),
-            -1,
-        )
+        rotations = quat_to_6d(torch.stack((cube, left_to_do), -2)).flatten(-2)  # 12
+        offset = 20.0 * (readings["object_pos"] - self.nest)  # 3
+        return torch.cat((*self.joints(readings, target, last_action), offset, rotations), -1)
 
 
 class CubeRotate(Task):
@@ -53,6 +41,7 @@ class CubeRotate(Task):
 
     summary = "turn a cube about the palm's axis through successive quarter turns"
     object = "cube"
+    frame = CubeRotateFrame
     episode_seconds = 20.0
     weights = {  # noqa: RUF012 - read only, declared ClassVar in Task
         "rotation": 10.0,  # rad turned toward the goal
@@ -80,23 +69,14 @@ class CubeRotate(Task):
         return joint_pos(len(scene.hand.home)), OBJECT_POS, OBJECT_QUAT, GOAL_QUAT
 
     @classmethod
-    def make_frame(cls, scene: Scene) -> Frame:
-        return CubeRotateFrame(scene)
-
-    @classmethod
     def make_actions(cls, scene: Scene) -> ActionPipeline:
         return ActionPipeline("relative", 0.2, scene.hand.home, scene.lower, scene.upper)
 
     @classmethod
     def goal_rule(cls, scene: Scene) -> dict[str, Any]:
-        return {
-            "kind": "rotation_sequence",  # start: nearest turn about `axis` to the pose, and a step
-            "reading": GOAL_QUAT.name,
-            "of": OBJECT_QUAT.name,
-            "axis": [0.0, 0.0, 1.0],
-            "step": TURN,
-            "reached": REACHED,
-        }
+        # the first goal is one step from the nearest turn about `axis` to the measured pose
+        rule = {"kind": "rotation_sequence", "reading": GOAL_QUAT.name, "of": OBJECT_QUAT.name}
+        return {**rule, "axis": [0.0, 0.0, 1.0], "step": TURN, "reached": REACHED}
 
     def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
         qpos, qvel = self.nominal_state(len(env_ids))
@@ -112,7 +92,7 @@ class CubeRotate(Task):
         return qpos, qvel
 
     def evaluate(self, action: Tensor) -> Outcome:
-        pos, quat = self._cube()
+        pos, quat = self.object_pose()
         distance = quat_angle(quat, self.goal)
         offset = torch.linalg.vector_norm(pos - self.nest, dim=-1)
         success, failure = distance < REACHED, offset > DROPPED
@@ -135,15 +115,9 @@ class CubeRotate(Task):
         return Outcome(terms, success, failure)
 
     def readings(self, env_ids: Tensor | None = None) -> dict[str, Tensor]:
-        pos, quat = self._cube(env_ids)
+        pos, quat = self.object_pose(env_ids)
         joints, goal = self.joint_pos(env_ids), self.goal[self.rows(env_ids)]
         return {"joint_pos": joints, "object_pos": pos, "object_quat": quat, "goal_quat": goal}
 
     def privileged(self, env_ids: Tensor | None = None) -> Tensor:
         return self.sim.qvel[self.rows(env_ids)].float().index_select(1, self.moving) * self.scale
-
-    def _cube(self, env_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Position (K, 3) [m] and unit quaternion (K, 4) of the cube, float32."""
-        start = self.scene.object_qpos
-        pose = self.sim.qpos[self.rows(env_ids), start : start + 7].float()
-        return pose[:, :3], pose[:, 3:]

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .scene import Scene
+
 
 class Frame(nn.Module):
-    """What the actor sees of one instant; a task writes its own.
+    """What the actor sees of one instant; a task writes its own and sets `width`.
 
     forward takes the readings (each (N, ...)), the joint target in force (N, nu) and the last
     action (N, nu), and returns (N, width) numbers of order one.
     """
 
     width: int
+    home: Tensor
+    nest: Tensor
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self.keep("home", scene.hand.home)
+        self.keep("nest", scene.hand.nest)
+
+    def keep(self, name: str, value: Sequence[float] | np.ndarray) -> None:
+        """A constant of the frame, float32, that moves with it and goes into the exported graph."""
+        self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
+
+    def joints(
+        self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What every task shows of the hand: positions, tracking errors, last action, (N, nu)."""
+        position = readings["joint_pos"]
+        return 2.0 * (position - self.home), 5.0 * (target - position), last_action
 
     def forward(self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not define forward")

@@ -23,28 +23,23 @@ NUM_TARGETS = 512
 class FingertipReachFrame(Frame):
     """Joints, tracking errors, last action, and targets; the tips are for the policy to know."""
 
-    home: Tensor
     centre: Tensor
 
     def __init__(self, scene: Scene) -> None:
-        super().__init__()
-        self.register_buffer("home", torch.tensor(scene.hand.home, dtype=torch.float32))
-        home = tip_positions(scene, np.array(scene.hand.home)[None])[0]
-        self.register_buffer("centre", torch.tensor(home, dtype=torch.float32))
-        self.width = 3 * len(scene.hand.home) + home.size
+        super().__init__(scene)
+        self.keep("centre", tip_positions(scene, np.array(scene.hand.home)[None])[0])
+        self.width = 3 * len(scene.hand.home) + self.centre.numel()
 
     def forward(self, readings: dict[str, Tensor], target: Tensor, last_action: Tensor) -> Tensor:
-        joints = readings["joint_pos"]
-        goal = 20.0 * (readings["goal_tips"] - self.centre)
-        return torch.cat(
-            (2.0 * (joints - self.home), 5.0 * (target - joints), last_action, goal.flatten(1)), -1
-        )
+        goal = 20.0 * (readings["goal_tips"] - self.centre).flatten(1)  # 3 for each tip
+        return torch.cat((*self.joints(readings, target, last_action), goal), -1)
 
 
 class FingertipReach(Task):
     """Free motion of the bare hand: the first thing to run on a new one."""
 
     summary = "move all fingertips to random reachable points, one set after another"
+    frame = FingertipReachFrame
     episode_seconds = 10.0
     weights = {"progress": 50.0, "distance": -10.0, "goal": 2.0, "action": -0.002}  # noqa: RUF012
     uses_sensors = True
@@ -53,7 +48,8 @@ class FingertipReach(Task):
     def __init__(self, scene: Scene, sim: Any, generator: torch.Generator) -> None:
         super().__init__(scene, sim, generator)
         spans = [scene.sensor(f"{tip}_pos") for tip in scene.hand.fingertips]
-        self.tip_sensors = torch.tensor([i for s in spans for i in range(s.start, s.stop)])
+        numbers = [i for span in spans for i in range(span.start, span.stop)]
+        self.tip_sensors = torch.tensor(numbers, device=sim.device)
         self.targets = torch.tensor(reachable_targets(scene), dtype=torch.float32).to(sim.device)
         self.goal = torch.zeros(sim.num_envs, len(spans), 3, device=sim.device)
         self.distance = torch.zeros(sim.num_envs, device=sim.device)
@@ -62,10 +58,6 @@ class FingertipReach(Task):
     def layout(cls, scene: Scene) -> tuple[Reading, ...]:
         tips = Reading("goal_tips", (len(scene.hand.fingertips), 3), "m", "hand_base", "goal")
         return joint_pos(len(scene.hand.home)), tips
-
-    @classmethod
-    def make_frame(cls, scene: Scene) -> Frame:
-        return FingertipReachFrame(scene)
 
     @classmethod
     def make_actions(cls, scene: Scene) -> ActionPipeline:
@@ -86,7 +78,8 @@ class FingertipReach(Task):
         return qpos, qvel
 
     def evaluate(self, action: Tensor) -> Outcome:
-        gaps = torch.linalg.vector_norm(self._tips() - self.goal, dim=-1)  # (N, tips)
+        tips = self._tips()
+        gaps = torch.linalg.vector_norm(tips - self.goal, dim=-1)  # (N, tips)
         distance, success = gaps.mean(-1), (gaps < REACHED).all(-1)
         before = torch.where(self.distance.isnan(), distance, self.distance)
         terms = {
@@ -98,7 +91,7 @@ class FingertipReach(Task):
         # drawn for every environment, so that the random numbers do not depend on who succeeded
         new = self._draw(len(gaps))
         self.goal = torch.where(success[:, None, None], new, self.goal)
-        fresh = torch.linalg.vector_norm(self._tips() - self.goal, dim=-1).mean(-1)
+        fresh = torch.linalg.vector_norm(tips - self.goal, dim=-1).mean(-1)
         self.distance = torch.where(success, fresh, distance)
         return Outcome(terms, success, torch.zeros_like(success))
 
@@ -110,8 +103,9 @@ class FingertipReach(Task):
         return torch.cat((0.3 * self.joint_vel(env_ids), 20.0 * gaps.flatten(1)), -1)
 
     def _draw(self, count: int) -> Tensor:
-        pick = torch.randint(len(self.targets), (count,), generator=self.generator)
-        return self.targets[pick.to(self.targets.device)]
+        device = self.sim.device
+        pick = torch.randint(NUM_TARGETS, (count,), generator=self.generator, device=device)
+        return self.targets[pick]
 
     def _tips(self, env_ids: Tensor | None = None) -> Tensor:
         """Fingertip positions (K, tips, 3) [m], float32."""

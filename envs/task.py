@@ -44,6 +44,8 @@ class Task(ABC):
     summary: ClassVar[str]
     object: ClassVar[str | None] = None
     """default object, or None for a task without one"""
+    frame: ClassVar[type[Frame]]
+    """what the actor sees of one instant"""
     episode_seconds: ClassVar[float]
     weights: ClassVar[dict[str, float]]
     """default weight of every reward term"""
@@ -64,11 +66,6 @@ class Task(ABC):
     @abstractmethod
     def layout(cls, scene: Scene) -> tuple[Reading, ...]:
         """The readings that the actor is given, in order."""
-
-    @classmethod
-    @abstractmethod
-    def make_frame(cls, scene: Scene) -> Frame:
-        """What the actor sees of one instant."""
 
     @classmethod
     @abstractmethod
@@ -117,6 +114,12 @@ class Task(ABC):
     def joint_vel(self, env_ids: Tensor | None) -> Tensor:
         """True joint velocities (K, nu) [rad/s], float32."""
         return self.sim.qvel[self.rows(env_ids)].float().index_select(1, self.dofs)
+
+    def object_pose(self, env_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """True position (K, 3) [m] and unit quaternion (K, 4) of the object, float32."""
+        start = self.scene.object_qpos
+        pose = self.sim.qpos[self.rows(env_ids), start : start + 7].float()
+        return pose[:, :3], pose[:, 3:]
 
     def nominal_state(self, count: int) -> tuple[Tensor, Tensor]:
         """The model's own qpos (count, nq) with the hand at home, and zero qvel (count, nv)."""

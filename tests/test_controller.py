@@ -381,7 +381,7 @@ class Still(nn.Module):
 
 def test_a_real_policy_in_real_time(tmp_path: Path) -> None:
     scene, kind = leap_scene(), task_class("cube_rotate")
-    encoder = ObservationEncoder(kind.make_frame(scene), 3)
+    encoder = ObservationEncoder(kind.frame(scene), 3)
     graph = PolicyGraph(kind.layout(scene), encoder, kind.make_actions(scene), Still())
     contract = describe(
         scene, "cube_rotate", graph, hand="leap", object_name="cube", control_period=PERIOD
