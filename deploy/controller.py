@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +52,7 @@ def run(
     dry_run: bool = False,
     max_speed: float | None = None,
 ) -> RunReport:
-    """Control a robot for a while, homing included, or until Ctrl-C.
+    """Control a robot for a while, homing included, or until Ctrl-C, SIGTERM or a lost terminal.
 
     The hand first goes slowly from its measured pose to the home pose; then the policy takes
     over. Whenever the readings cannot be used, the last command holds.
@@ -60,18 +65,50 @@ def run(
         max_speed: of joint targets [rad/s], above 0; None for the most that a healthy policy asks for.
 
     Raises:
-        ValueError: the robot's joints are not the policy's, or the policy does not answer its
-            golden vectors on this computer.
+        ValueError: the robot's joints are not the policy's, the policy does not answer its golden
+            vectors on this computer, or the robot's readings are no `Measurement`.
     """
     controller = Controller(policy, robot, dry_run=dry_run, max_speed=max_speed)
-    try:
-        robot.start()
-        controller.loop(seconds)
-    except KeyboardInterrupt:
-        pass  # the ordinary way to end a run early
-    finally:
-        robot.stop()
+    with _one_interrupt() as stopping:
+        try:
+            robot.start()
+            controller.loop(seconds)
+        except KeyboardInterrupt:
+            pass  # the ordinary way to end a run early
+        finally:
+            stopping.set()
+            robot.stop()
     return controller.report()
+
+
+@contextlib.contextmanager
+def _one_interrupt() -> Iterator[threading.Event]:
+    """The first signal that asks to end raises KeyboardInterrupt, unless the event is set.
+
+    A terminal that is lost would else end the process with the motors on, and a second Ctrl-C
+    would end the stopping itself. Elsewhere than in the main thread signals are not ours.
+    """
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        if not stopping.is_set():
+            stopping.set()
+            raise KeyboardInterrupt
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # not every system has all
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # what is ignored stays so: nohup wants a run to survive its terminal
+    before = {n: h for n in numbers if (h := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Controller:
@@ -174,7 +211,7 @@ class Controller:
 
     def _take(self, measured: dict[str, Measurement]) -> None:
         for reading in self._measured:
-            value = measured[reading.name].value
+            value = np.asarray(measured[reading.name].value)
             if reading.frame == "joint":
                 value = value[self._from_robot]
             self._inputs[reading.name][0] = value

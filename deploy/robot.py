@@ -64,7 +64,16 @@ class Robot(Protocol):
         ...
 
     def read(self) -> dict[str, Measurement]:
-        """The newest measurement of every reading; does not wait for one."""
+        """The newest measurement of every reading; does not wait for one.
+
+        The keys are the names that `widen verify` lists, without the goal, which the controller
+        sets itself: "joint_pos" (nu,) [rad] in the order of `joint_names`, and for an object
+        "object_pos" (3,) [m] and "object_quat" (4,), a unit quaternion (w, x, y, z), both in the
+        frame of the hand's base: x along the fingers, z out of the palm, origin at the base of
+        the hand's model. Arrays are floats. What has not been seen yet is left out, and what is
+        no longer seen keeps the time at which it was: either way the last command holds. Further
+        readings do no harm; "fingertip_pos" (tips, 3) [m] lets goals that are points count.
+        """
         ...
 
     def command(self, joint_target: np.ndarray) -> None:
@@ -92,8 +101,9 @@ def load_robot(name: str) -> Robot:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"--robot {name}: cannot import {module_name}: {error}") from None
+    except Exception as error:  # whatever a user's module raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"--robot {name}: cannot import {module_name}: {reason}") from error
     if not isinstance(kind := getattr(module, class_name, None), type):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
         near = difflib.get_close_matches(class_name, classes, 3, 0.4) or classes[:3]

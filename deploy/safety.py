@@ -29,16 +29,25 @@ def reading_problem(
         max_age: oldest reading that may still be used [s].
 
     Returns:
-        "missing_reading", "bad_reading" (wrong shape or not finite) or "stale_reading".
+        "missing_reading", "bad_reading" (wrong shape or not finite) or "stale_reading", a colon
+        and the reading's name.
+
+    Raises:
+        ValueError: a reading is no `Measurement`.
     """
     for reading in needed:
         if reading.name not in measured:
-            return "missing_reading"
-        value, moment = measured[reading.name]
+            return f"missing_reading:{reading.name}"
+        measurement = measured[reading.name]
+        if not isinstance(measurement, Measurement):
+            kind = type(measurement).__name__
+            raise ValueError(f"robot: reading {reading.name!r}: expected a Measurement, got {kind}")
+        value, moment = measurement
         if np.shape(value) != reading.shape or not np.isfinite(value).all():
-            return "bad_reading"
-        if not now - moment <= max_age:
-            return "stale_reading"
+            return f"bad_reading:{reading.name}"
+        # a time ahead of the robot's clock is another clock's, by which nothing ever gets old
+        if not abs(now - moment) <= max_age:
+            return f"stale_reading:{reading.name}"
     return None
 
 

@@ -22,13 +22,13 @@ Obs = dict[str, Tensor]
 class EnvConfig(BaseModel):
     """The environment's own settings."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     num_envs: int = Field(default=512, ge=1, le=1 << 20)
     """environments simulated side by side"""
     control_hz: float = Field(default=20.0, gt=0, le=1000)
     """policy decisions per second"""
-    episode_seconds: float | None = Field(default=None, gt=0)
+    episode_seconds: float | None = Field(default=None, gt=0, le=86_400)
     """episodes are truncated after this; null: the task's own"""
     history: int = Field(default=3, ge=1, le=100)
     """frames in the actor's observation"""
@@ -279,7 +279,9 @@ class BatchedEnv:
             setattr(self, name, state["env"][name].to(self.device).clone())
         self.divergences = int(state["divergences"])
         self.generator.set_state(state["generator"])
-        self.last_readings = dict(state["readings"])
+        self.last_readings = {
+            name: value.to(self.device).clone() for name, value in state["readings"].items()
+        }
         self.sim.load_state_dict(state["sim"])
         self.task.load_state_dict(state["task"])
         self.perturbation.load_state_dict(state["perturbation"])

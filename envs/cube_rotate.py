@@ -87,7 +87,8 @@ class CubeRotate(Task):
         half_yaw = 0.5 * math.pi * drawn[:, 3]
         qpos[:, start + 3], qpos[:, start + 6] = half_yaw.cos(), half_yaw.sin()
         quat = qpos[:, start + 3 : start + 7].float()
-        self.goal[env_ids] = quat_mul(self.turn, quat)
+        # a new tensor, here and in `evaluate`: the old goals were handed out as readings
+        self.goal = self.goal.index_copy(0, env_ids, quat_mul(self.turn, quat))
         self.distance[env_ids] = abs(TURN)
         return qpos, qvel
 
@@ -109,7 +110,6 @@ class CubeRotate(Task):
         reached = success.nonzero()[:, 0]
         if len(reached):
             goal = quat_mul(self.turn, self.goal[reached])
-            # a new tensor: the old goals were handed out as readings
             self.goal = self.goal.index_copy(0, reached, goal)
             self.distance[reached] = quat_angle(quat[reached], goal)
         return Outcome(terms, success, failure)

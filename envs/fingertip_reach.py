@@ -72,7 +72,8 @@ class FingertipReach(Task):
 
     def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
         qpos, qvel = self.nominal_state(len(env_ids))
-        self.goal[env_ids] = self._draw(len(env_ids))
+        # a new tensor: the old goals were handed out as readings
+        self.goal = self.goal.index_copy(0, env_ids, self._draw(len(env_ids)))
         # the tips are known only after the reset: no progress is counted in the first step
         self.distance[env_ids] = torch.nan
         return qpos, qvel

@@ -19,6 +19,5 @@ def register_envs() -> None:
             entry_point="widen.envs.gym:HandEnv",
             vector_entry_point="widen.envs.gym:HandVectorEnv",
             kwargs={"task": task},
-            # the environment truncates by itself, since its episode length is in its config
-            disable_env_checker=True,
+            # no max_episode_steps: the episode's length is in the environment's own config
         )

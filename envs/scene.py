@@ -96,7 +96,7 @@ def build_scene(
         iterations: solver iterations.
 
     Raises:
-        ValueError: unknown object.
+        ValueError: unknown object, or a hand file that uses one of the scene's own names.
     """
     spec = mujoco.MjSpec.from_file(str(hand.mjcf))
     option = spec.option
@@ -107,18 +107,26 @@ def build_scene(
     option.ls_iterations = 8
     option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_EULERDAMP)
     option.gravity = gravity_of(hand.tilt)
-    if object_name is not None:
-        _add_object(spec, object_name, hand.nest)
-    _add_view(spec, hand)
-    model = spec.compile()
+    what = None if object_name is None else _find_object(object_name)
+    try:
+        if what is not None:
+            _add_object(spec, what, hand.nest)
+        _add_view(spec, hand)
+        model = spec.compile()
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"hand: {hand.name!r} does not fit into a scene: {reason}") from None
     return _addresses(model, hand, "object" if object_name is not None else None)
 
 
-def _add_object(spec: mujoco.MjSpec, name: str, pos: tuple[float, float, float]) -> None:
+def _find_object(name: str) -> ObjectSpec:
     if name not in OBJECTS:
         near = difflib.get_close_matches(name, OBJECTS, 3, 0.3) or sorted(OBJECTS)
         raise ValueError(f"object: unknown object {name!r}; expected one of {', '.join(near)}")
-    what = OBJECTS[name]
+    return OBJECTS[name]
+
+
+def _add_object(spec: mujoco.MjSpec, what: ObjectSpec, pos: tuple[float, float, float]) -> None:
     face = np.ones((6, 64, 64, 3), np.uint8) * np.array(FACE_COLOURS, np.uint8)[:, None, None, :]
     face[:, :3], face[:, -3:], face[:, :, :3], face[:, :, -3:] = 40, 40, 40, 40
     texture = spec.add_texture(

@@ -118,7 +118,8 @@ class Task(ABC):
     def object_pose(self, env_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """True position (K, 3) [m] and unit quaternion (K, 4) of the object, float32."""
         start = self.scene.object_qpos
-        pose = self.sim.qpos[self.rows(env_ids), start : start + 7].float()
+        # a copy, even of a float32 simulation's live array: poses are handed out as readings
+        pose = self.sim.qpos[self.rows(env_ids), start : start + 7].to(torch.float32, copy=True)
         return pose[:, :3], pose[:, 3:]
 
     def nominal_state(self, count: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,10 @@ class RandomizationConfig(BaseModel):
             return ADR(ranges, self.adr, num_envs, seed)
         bounds = [(r.nominal, r.nominal) for r in ranges]
         if self.curriculum == "uniform":
-            bounds = [self.parameters[r.name].range or (r.limit_low, r.limit_high) for r in ranges]
+            widest = [self.parameters[r.name].range or (r.limit_low, r.limit_high) for r in ranges]
+            bounds = [
+                w if r.step > 0 else b for r, w, b in zip(ranges, widest, bounds, strict=True)
+            ]
         return Uniform(ranges, np.array(bounds), seed)
 
 
@@ -82,6 +85,11 @@ def _check(name: str, entry: ParameterConfig) -> None:
     if not limits[0] <= what.nominal <= limits[1]:
         raise ValueError(
             f"parameters.{name}.limits: {_text(limits)} excludes the nominal {what.nominal:g}"
+        )
+    if entry.range and entry.step == 0:
+        raise ValueError(
+            f"parameters.{name}.range: {_text(entry.range)} is at odds with step 0, which holds the"
+            " parameter at its nominal; expected one of the two"
         )
     if entry.range and (entry.range[0] < limits[0] or entry.range[1] > limits[1]):
         raise ValueError(

@@ -239,6 +239,17 @@ def test_uniform_draws_from_its_bounds_and_learns_nothing() -> None:
     assert (again.draw(np.arange(9)) == curriculum.draw(np.arange(9))).all()
 
 
+def test_step_0_holds_a_parameter_under_fixed_ranges_too() -> None:
+    entries = {"object_mass": {"step": 0}, "gravity": {"range": [0.9, 1.1]}}
+    config = RandomizationConfig.model_validate({"curriculum": "uniform", "parameters": entries})
+    mass, gravity = config.make_curriculum(1, seed=0).draw(np.arange(50)).T
+    assert (mass == 1.0).all()
+    assert gravity.std() > 0.03
+    entries["object_mass"]["range"] = [0.5, 2.0]  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"object_mass\.range.*at odds with step 0"):
+        RandomizationConfig.model_validate({"curriculum": "uniform", "parameters": entries})
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     nominal=st.floats(-5, 5),

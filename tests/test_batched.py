@@ -1,6 +1,7 @@
 """The batched environment: what ends, what is kept, what is counted, what is restored."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,6 +173,43 @@ def test_state_dict_continues_to_the_last_bit(task: str, tmp_path) -> None:
         for name in ("actor", "critic"):
             assert torch.equal(got.obs[name], want.obs[name])
     assert torch.equal(again.sim.qpos, env.sim.qpos)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_readings_that_were_handed_out_do_not_change_afterwards(task: str) -> None:
+    env = make(task, num_envs=2, episode_seconds=0.1)
+    env.reset()
+    env.step(torch.zeros(2, 16))
+    held = dict(env.last_readings)
+    copies = {name: value.clone() for name, value in held.items()}
+    assert env.step(torch.zeros(2, 16)).truncated.all()
+    assert all(torch.equal(held[name], copies[name]) for name in held)
+    env.step(torch.zeros(2, 16))
+    held = dict(env.last_readings)
+    copies = {name: value.clone() for name, value in held.items()}
+    env.reset()
+    assert all(torch.equal(held[name], copies[name]) for name in held)
+
+
+def test_poses_are_copies_whatever_the_simulations_precision() -> None:
+    env = make(num_envs=2)
+    env.reset()
+    env.task.sim = SimpleNamespace(qpos=env.sim.qpos.float(), qvel=env.sim.qvel.float())
+    readings = env.task.readings()
+    copies = {name: value.clone() for name, value in readings.items()}
+    env.task.sim.qpos[:] = 7.0
+    assert all(torch.equal(readings[name], copies[name]) for name in readings)
+
+
+def test_restored_readings_are_the_environments_own() -> None:
+    env = make(num_envs=2)
+    env.reset()
+    state = env.state_dict()
+    env.load_state_dict(state)
+    for name, value in env.last_readings.items():
+        assert value.device == env.device
+        assert torch.equal(value, state["readings"][name])
+        assert value.data_ptr() != state["readings"][name].data_ptr()
 
 
 def test_actions_beyond_the_box_are_clipped() -> None:

@@ -19,7 +19,8 @@ import pytest
 import torch
 import yaml
 
-from widen.train import cli, cli_lists, play
+from widen.envs.hand import load_hand
+from widen.train import cli, cli_lists, cli_show, play
 from widen.train.cli_policy import open_trial
 from widen.train.config import load_config
 
@@ -242,11 +243,57 @@ def test_run_on_the_simulated_robot(policy: Path, extra: tuple[str, ...]) -> Non
     assert result["seconds"] == pytest.approx(1.0, abs=0.2)
 
 
+def test_run_on_ones_own_robot(policy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words go to stderr, so that stdout is one JSON object."""
+    (folder / "chatty_hand.py").write_text(
+        "import numpy as np\n"
+        "from widen.deploy.robot import Measurement, MonotonicClock\n"
+        "class Hand:\n"
+        f"    joint_names = {load_hand('leap').joints}\n"
+        "    clock, drops = MonotonicClock(), 0\n"
+        "    def start(self): print('hello')\n"
+        "    def read(self): return {'joint_pos': Measurement(np.zeros(16), self.clock.now())}\n"
+        "    def command(self, joint_target): pass\n"
+        "    def stop(self): print('bye')\n"
+    )
+    monkeypatch.chdir(folder)
+    answer = widen("run", policy, "--robot", "chatty_hand:Hand", "--seconds", "0.2", "--json")
+    assert (answer.code, answer.err) == (0, "hello\nbye\n")
+    assert json.loads(answer.out)["interventions"] == 0
+
+
+def test_commands_to_copy_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_show.exported(Path("my runs/policy.onnx"), 1000, 0.0)
+    cli_show.interrupted(Path("my run"), saved=True)
+    out, err = capsys.readouterr()
+    assert out.endswith("run    widen run 'my runs/policy.onnx' --robot sim\n")
+    assert "widen train 'my run/config.yaml' --run-dir 'my run' --resume" in err
+
+
+def test_verify_tells_what_a_robot_must_measure(policy: Path) -> None:
+    words = " ".join(widen("verify", policy).out.split())
+    assert "joint_pos (16; rad; frame joint; from the robot)" in words
+
+
 def test_play_tells_the_figures(policy: Path) -> None:
     answer = widen("play", policy)
     assert answer.code == 0
     assert answer.out.startswith("0 goals in 2.0 s")
     assert " in 3.0 s" in widen("play", policy, "--seconds", "3").out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not even root may write to /proc")
+def test_places_that_cannot_be_written_are_one_line(run: Path) -> None:
+    for line in (
+        "play --video /proc/film.mp4",
+        "play --video /proc/film.gif",
+        "monitor --html /proc/p",
+    ):
+        verb, option, path = line.split()
+        answer = widen(verb, run, option, path)
+        assert answer.code == 2
+        assert f"{path}: cannot be written: " in answer.err
+        assert answer.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])

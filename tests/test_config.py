@@ -99,7 +99,7 @@ def test_the_base_of_two_children_is_no_circle(tmp_path: Path) -> None:
             ("randomization", "parameters", "gravity", "limits"),
             [0.8, 1.2],
         ),
-        ("hand=a=b.xml", ("hand",), "a=b.xml"),
+        ("hand=/a=b.xml", ("hand",), "/a=b.xml"),
     ],
 )
 def test_overrides(override: str, path: tuple[str, ...], value: Any) -> None:
@@ -172,3 +172,37 @@ def test_what_a_continuation_may_change(key: str, value: Any, tmp_path: Path) ->
 def test_what_a_continuation_may_not_change(key: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=key):
         check_same_config(changed(key, value), dump_config(RunConfig()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.num_envs=yes", "env.num_envs: expected a number, got True"),
+        ("seed=false", "seed: expected a number, got False"),
+        ("policy.hidden=[64, true]", "policy.hidden.1: expected a number, got True"),
+        ("env.rewards.goal=on", "env.rewards.goal: expected a number, got True"),
+        ("env.episode_seconds=.inf", "env.episode_seconds: expected a finite number"),
+        ("env.episode_seconds=1e300", "env.episode_seconds: expected less than or equal"),
+        ("env.rewards.goal=.nan", "env.rewards.goal: expected a finite number"),
+        ("ppo.value_coef=.inf", "ppo.value_coef: expected a finite number"),
+        ("ppo.reward_scale=.inf", "ppo.reward_scale: expected a finite number"),
+    ],
+)
+def test_flags_and_infinities_are_no_numbers(override: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config("cube_rotate", [override])
+    assert message in str(error.value)
+    config = load_config("cube_rotate", ["ppo.normalize_advantage=no"])
+    assert config.ppo.normalize_advantage is False
+
+
+def test_a_hands_file_is_found_beside_the_config_that_names_it(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "base.yaml").write_text("hand: hands/my.xml\n")
+    (tmp_path / "mine.yaml").write_text("base: lab/base.yaml\nseed: 4\n")
+    monkeypatch.chdir(tmp_path / "lab")
+    beside = tmp_path / "lab" / "hands" / "my.xml"
+    assert load_config(str(tmp_path / "mine.yaml")).hand == str(beside)
+    # on the command line a path is relative to where one stands
+    assert load_config("quickstart", ["hand=other.xml"]).hand == str(tmp_path / "lab" / "other.xml")
+    assert load_config("quickstart", ["hand=allegro"]).hand == "allegro"

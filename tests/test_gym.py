@@ -46,8 +46,58 @@ def test_make_vec_equals_single_environments_in_shape_and_resets_in_the_same_ste
             assert "final_obs" not in info
 
 
+def first_observation(env_id: str, **kwargs) -> np.ndarray:
+    return gymnasium.make(env_id, **kwargs).reset()[0]
+
+
+def test_without_a_seed_no_two_environments_are_alike() -> None:
+    """As gymnasium has it; a vector of equal environments would learn nothing new from the rest."""
+    a, b = (first_observation("widen/CubeRotate-v0") for _ in range(2))
+    assert not np.array_equal(a, b)
+    envs = gymnasium.make_vec("widen/CubeRotate-v0", num_envs=2, vectorization_mode="sync")
+    obs, _ = envs.reset()
+    assert not np.array_equal(obs[0], obs[1])
+
+
+def test_every_seed_of_a_vector_counts() -> None:
+    envs = gymnasium.make_vec("widen/CubeRotate-v0", num_envs=3)
+
+    def begin(seed) -> np.ndarray:
+        return envs.reset(seed=seed)[0]
+
+    np.testing.assert_array_equal(begin([1, 2, 3]), begin([1, 2, 3]))
+    assert not np.array_equal(begin([1, 2, 3]), begin([1, 9, 9]))
+    np.testing.assert_array_equal(begin(np.int64(4)), begin(4))
+    assert not np.array_equal(begin([None, None, None]), begin([None, None, None]))
+
+
+@pytest.mark.parametrize("make", [gymnasium.make, gymnasium.make_vec])
+@pytest.mark.filterwarnings("ignore:.*render_mode.*")
+def test_a_render_mode_that_there_is_not_is_refused(make) -> None:
+    with pytest.raises(ValueError, match="render_mode"):
+        make("widen/CubeRotate-v0", render_mode="nonsense")
+
+
+def test_goals_are_told_by_one_environment_and_by_a_vector() -> None:
+    single = gymnasium.make("widen/CubeRotate-v0", episode_seconds=0.1).unwrapped
+    envs = gymnasium.make_vec("widen/CubeRotate-v0", num_envs=2, episode_seconds=0.1)
+    single.reset(seed=0), envs.reset(seed=0)
+    single._env.score[:], envs.unwrapped.batched.score[:] = 3.0, torch.tensor([3.0, 5.0])
+    action = np.zeros(16, np.float32)
+    assert single.step(action)[4] == {"goals": 3.0}
+    info = envs.step(np.zeros((2, 16), np.float32))[4]
+    assert info["goals"].tolist() == [3.0, 5.0]
+    assert info["_goals"].all()
+    assert single.step(action)[4] == {"goals": 3.0}
+    info = envs.step(np.zeros((2, 16), np.float32))[4]
+    assert info["goals"].tolist() == [0.0, 0.0]
+    assert info["_final_info"].all()
+    assert info["final_info"]["goals"].tolist() == [3.0, 5.0]
+
+
 def test_options_reach_the_environment() -> None:
     env = gymnasium.make("widen/CubeRotate-v0", history=2, hand="allegro", control_hz=25.0)
+    assert env.metadata["render_fps"] == 25
     assert env.observation_space.shape == (2 * 63,)
     assert env.unwrapped._env.scene.hand.name == "allegro"
 

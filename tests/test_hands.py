@@ -297,6 +297,14 @@ def test_a_users_faulty_hand_is_named(tmp_path: Path, old: str, new: str, expect
     assert "\n" not in message
 
 
+def test_a_hand_that_takes_the_objects_name_is_told_so(tmp_path: Path) -> None:
+    change = ('body name="finger"', 'body name="object"')
+    hand = load_hand(write_hand(tmp_path, change))
+    with pytest.raises(ValueError, match=r"mine\.xml.*repeated name 'object'") as caught:
+        build_scene(hand, "cube", timestep=TIMESTEP)
+    assert "\n" not in str(caught.value)
+
+
 def test_user_hand_without_fingertips(tmp_path: Path) -> None:
     sensor = '<framepos name="finger_tip_pos" objtype="site" objname="finger_tip"/>'
     with pytest.raises(ValueError, match="'_tip'"):

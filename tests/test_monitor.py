@@ -167,8 +167,8 @@ def test_terminal_table(running):
     assert re.search(r"┃█+─+ +0 … 0.5 +0 … 2 +steps +– \| 18 +1$", rows["latency"].rstrip())
     assert "object_mass high 2 → 3   score 21.5 over 240 episodes at 3 k steps" in text
     few = printed(render(snapshot(running), rows=1))
-    assert "object_mass  " in few
-    assert "\n latency" not in few
+    assert "\nobject_mass " in few
+    assert "\nlatency" not in few
     assert "and 1 more" in few
 
 
@@ -176,6 +176,14 @@ def test_terminal_table_fits_a_narrow_terminal(running):
     lines = printed(render(snapshot(running)), width=80).splitlines()
     assert max(len(line) for line in lines) <= 80
     assert any("object_mass" in line and "┃█" in line and "21.5" in line for line in lines)
+    state = snapshot(running)
+    wide = dict(name="object_pos_noise", unit="control steps", low=-0.03, high=0.06)
+    limits = dict(limit_low=-0.5, limit_high=0.5, score_low=16.9, score_high=16.2)
+    state["parameters"].append({**state["parameters"][0], **wide, **limits, "nominal": 0.0})
+    lines = printed(render(state), width=80).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    row = next(line for line in lines if "object_pos_noise" in line)
+    assert re.search(r" [─█▌▐┃│]{6,} .* 16.9 \| 16.2 +2$", row.rstrip())
 
 
 def test_a_run_that_fell_silent_says_so(running):

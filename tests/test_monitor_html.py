@@ -95,6 +95,10 @@ def test_html_overwrites_only_its_own_pages(finished, tmp_path):
     finished.append(interval(4, 4, (1.0, 3.0, 12.0, 21.5), (0.0, 0.5, None, 18.0)))
     write_html(finished, page)
     assert data_of(page.read_text())["steps"][-1] == 4000
+    beside = tmp_path / "page.html.tmp"
+    beside.write_text("mine")
+    write_html(finished, page)
+    assert beside.read_text() == "mine"
     foreign = tmp_path / "mine.html"
     foreign.write_text("<p>mine")
     for path, message in (

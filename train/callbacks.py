@@ -67,6 +67,7 @@ class RunCallback(BaseCallback):
         self._iteration_ended()
 
     def _on_rollout_end(self) -> None:
+        self.logger.record("rollout/diverged", self._ppo.env.batched.divergences)
         self.logger.record("adr/npd", self.randomizer.npd())
         self.logger.record("adr/bounds_moved", self.randomizer.curriculum.num_moves)
         for row in self.randomizer.table():

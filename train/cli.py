@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -237,7 +238,11 @@ def verify(policy: Policy, as_json: Json = False) -> None:
 def run(
     policy: Policy,
     robot: Annotated[
-        str, typer.Option(metavar="sim|MODULE:CLASS", help="The robot; sim is a simulated hand.")
+        str,
+        typer.Option(
+            metavar="sim|MODULE:CLASS",
+            help="sim is a simulated hand, MODULE:CLASS your own: see widen.deploy.robot.Robot.",
+        ),
     ],
     seconds: Annotated[float, typer.Option(metavar="S", help="How long.")] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but send nothing.")] = False,
@@ -252,7 +257,9 @@ def run(
     from .cli_policy import make_robot
 
     loaded = OnnxPolicy(policy)
-    report = control(loaded, make_robot(robot, loaded.contract), seconds, dry_run=dry_run)
+    # stdout is the result's: a user's robot may print
+    with contextlib.redirect_stdout(sys.stderr):
+        report = control(loaded, make_robot(robot, loaded.contract), seconds, dry_run=dry_run)
     show.emit({"policy": str(policy), "robot": robot, **report.as_dict()}, as_json, show.run)
 
 

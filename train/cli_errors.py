@@ -18,7 +18,7 @@ def one_line(error: Exception) -> str | None:
     elif isinstance(error, ModuleNotFoundError) and not _ours(error.name):
         # a robot computer has only what deploy/requirements.txt lists
         text = f"this command needs {error.name}, which is not installed: pip install widen"
-    elif isinstance(error, ValueError):
+    elif isinstance(error, (ValueError, FloatingPointError)):  # the latter: training blew up
         text = str(error)
     else:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,8 @@ def emit(result: Any, as_json: bool, render: Callable[[Any], None]) -> None:
 
 def interrupted(run: Path, saved: bool) -> None:
     """Say on stderr how an interrupted training goes on."""
-    how = f"go on with: widen train {run / 'config.yaml'} --run-dir {run} --resume"
+    arguments = ("widen", "train", str(run / "config.yaml"), "--run-dir", str(run), "--resume")
+    how = f"go on with: {shlex.join(arguments)}"
     print(f"interrupted; {how if saved else 'no checkpoint was saved yet'}", file=sys.stderr)
 
 
@@ -44,8 +46,12 @@ def train(result: dict[str, Any]) -> None:
         f"{result['goals_mean']:.1f} goals per episode in the nominal world"
         f" (median {result['goals_median']:g}, {100 * result['drop_rate']:.0f} % dropped)"
     )
-    print(f"watch  widen monitor {run}")
-    print(f"run    widen run {result['policy']} --robot sim")
+    print(f"watch  {shlex.join(('widen', 'monitor', run))}")
+    _say_run(result["policy"])
+
+
+def _say_run(policy: str) -> None:
+    print(f"run    {shlex.join(('widen', 'run', policy, '--robot', 'sim'))}")
 
 
 def _trained(result: dict[str, Any]) -> str:
@@ -71,7 +77,7 @@ def played(last: Moment, video: Path | None) -> None:
 
 def exported(path: Path, size_bytes: int, max_error: float) -> None:
     print(f"wrote {path} ({size_bytes / 1e3:.0f} kB, within {max_error:.1g} rad of training)")
-    print(f"run    widen run {path} --robot sim")
+    _say_run(str(path))
 
 
 def verification(result: dict[str, Any]) -> None:
@@ -93,7 +99,8 @@ def verification(result: dict[str, Any]) -> None:
 
 def _reading(reading: dict[str, Any]) -> str:
     size = " x ".join(map(str, reading["shape"]))
-    return f"{reading['name']} ({size}, {reading['unit']}, from the {reading['source']})"
+    about = f"{size}; {reading['unit']}; frame {reading['frame']}; from the {reading['source']}"
+    return f"{reading['name']} ({about})"
 
 
 def run(result: dict[str, Any]) -> None:

@@ -101,15 +101,33 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     data = _read(name, None, ())
     for text in overrides:
         _override(data, text)
+    _anchor_hand(data, Path.cwd())
     return parse_config(data, name)
 
 
 def parse_config(data: dict[str, Any], origin: str) -> RunConfig:
     """Validate a plain dict; `origin` is named in errors. Raises ValueError in one line."""
     try:
-        return RunConfig.model_validate(data)
+        config = RunConfig.model_validate(data)
     except ValidationError as error:
         raise ValueError(f"{origin}: {describe(error)}") from None
+    if (wrong := _flag_as_number(data, dump_config(config))) is not None:
+        raise ValueError(f"{origin}: {wrong[0]}: expected a number, got {wrong[1]!r}")
+    return config
+
+
+def _flag_as_number(given: Any, taken: Any, key: str = "") -> tuple[str, bool] | None:
+    """The first key whose true or false, in YAML also yes or no, pydantic took for 1 or 0."""
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        return key, given
+    if isinstance(given, dict) and isinstance(taken, dict):
+        pairs = [(str(name), value, taken.get(name)) for name, value in given.items()]
+    elif isinstance(given, list) and isinstance(taken, list):
+        pairs = [(str(i), *both) for i, both in enumerate(zip(given, taken, strict=True))]
+    else:
+        return None
+    found = (_flag_as_number(a, b, f"{key}.{name}" if key else name) for name, a, b in pairs)
+    return next((one for one in found if one is not None), None)
 
 
 def describe(error: ValidationError) -> str:
@@ -168,12 +186,20 @@ def _read(name: str, folder: Path | None, chain: tuple[str, ...]) -> dict[str, A
         raise ValueError(f"{where}: empty; expected keys and values")
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ValueError(f"{where}: expected keys and values, got {type(data).__name__}")
+    _anchor_hand(data, Path(where).parent)
     base = data.pop("base", None)
     if base is None:
         return data
     if not isinstance(base, str):
         raise ValueError(f"{where}: base: expected the name of a config, got {base!r}")
     return _merge(_read(base, Path(where).parent, (*chain, here)), data)
+
+
+def _anchor_hand(data: dict[str, Any], folder: Path) -> None:
+    """Make the path of a hand's file absolute: the run and its policy outlive this directory."""
+    hand = data.get("hand")
+    if isinstance(hand, str) and hand.endswith(".xml") and not hand.startswith("menagerie:"):
+        data["hand"] = str((folder / hand).resolve())
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

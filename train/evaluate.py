@@ -73,13 +73,17 @@ def evaluate(
         episodes: rounded up to a multiple of the number of environments.
 
     Returns:
-        episodes, goals_mean, goals_median, drop_rate, goals (list), seconds.
+        episodes, goals_mean, goals_median, drop_rate, goals (list), diverged (episodes that the
+        simulation lost; they are not among the others), seconds.
+
+    Raises:
+        ValueError: the simulation loses more episodes than there are to count.
     """
     began = time.perf_counter()
     quota = -(-episodes // env.num_envs)
     done = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
     goals: list[float] = []
-    drops = 0
+    drops, lost_before = 0, env.divergences
     obs = env.reset()
     fresh = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     while int(done.min()) < quota:
@@ -89,6 +93,11 @@ def evaluate(
         goals += result.episodes["score"][wanted].tolist()
         drops += int(result.episodes["failed"][wanted].sum())
         done[ids] += 1
+        if (lost := env.divergences - lost_before) > quota * env.num_envs:
+            raise ValueError(
+                f"evaluation: the simulation diverged {lost} times in {len(goals)} whole episodes;"
+                " expected a stable one: raise sim.substeps, or look at the hand's gains and masses"
+            )
         obs, fresh = result.obs, result.terminated | result.truncated
     scores = torch.tensor(goals)
     return {
@@ -97,5 +106,6 @@ def evaluate(
         "goals_median": float(scores.quantile(0.5)),
         "drop_rate": round(drops / len(goals), 4),
         "goals": goals,
+        "diverged": env.divergences - lost_before,
         "seconds": round(time.perf_counter() - began, 3),
     }

@@ -25,7 +25,7 @@ from .run_folder import Log, LogReader, RunFolder, read_log
 
 _POLL_EVERY = 1.0  # [s]
 _HISTORY = 60  # points of the sparkline
-_LEAST_BAR, _WIDEST_BAR = 8, 40  # cells
+_LEAST_BAR, _WIDEST_BAR = 6, 40  # cells
 _LAST_MOVES = 5
 _RATE_WINDOW = 20  # intervals that the time left is judged from
 _SILENCE = 120.0  # [s] without a line after which a run is said to have stopped, perhaps
@@ -171,9 +171,10 @@ def _goals_line(history: Sequence[float | None]) -> Text:
 
 
 def _table(parameters: Iterable[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
+    # narrow: with the longest units all of it and a small bar must fit 80 columns
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("parameter", no_wrap=True)
-    table.add_column("range")
+    table.add_column("range", min_width=_LEAST_BAR)
     table.add_column("low … high", no_wrap=True)
     table.add_column("limits", style="dim", no_wrap=True)
     table.add_column("unit", style="dim", no_wrap=True)
@@ -233,7 +234,7 @@ def range_bar(parameter: dict[str, Any], cells: int) -> str:
         filled = (first <= 2 * cell < past, first <= 2 * cell + 1 < past)
         bar.append({(True, True): "█", (True, False): "▌", (False, True): "▐"}.get(filled, "─"))
     mark = min(cells - 1, int((nominal - left) / span * cells))
-    bar[mark] = "│" if bar[mark] == "─" else "┃"
+    bar[mark] = "┃" if low < high and low <= nominal <= high else "│"
     return "".join(bar)
 
 

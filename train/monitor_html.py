@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_html(run: RunFolder, path: Path | str) -> None:
     """Writes the page of `run`.
 
     A page that this function wrote before is replaced. Raises ValueError when `path` is any other
-    file, a folder, or in a folder that does not exist.
+    file, a folder, in a folder that does not exist, or cannot be written.
     """
     target = Path(path)
     if target.is_dir():
@@ -36,9 +37,13 @@ def write_html(run: RunFolder, path: Path | str) -> None:
     if target.exists() and not _is_ours(target):
         raise ValueError(f"{target} exists and is no page of widen monitor: expected a new name")
     page = _page(run, read_log(run.adr_log))
-    beside = target.with_name(target.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(target)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(page, encoding="utf-8")
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ValueError(f"{target}: cannot be written: {error.strerror or error}") from None
 
 
 def _is_ours(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,8 +139,8 @@ def check_film(path: Path, seconds: float | None) -> None:
     """Refuse what cannot be filmed, before anything takes time.
 
     Raises:
-        ValueError: not .mp4 or .gif, no such folder, a file that is not a film of that kind, or a
-            .gif of too many seconds.
+        ValueError: not .mp4 or .gif, no such folder or one that cannot be written to, a file that
+            is not a film of that kind, or a .gif of too many seconds.
     """
     if path.suffix not in _SIGNATURES:
         raise ValueError(f"--video {path}: expected a name that ends in .mp4 or .gif")
@@ -154,6 +155,11 @@ def check_film(path: Path, seconds: float | None) -> None:
         with path.open("rb") as file:
             if file.read(start + len(signature))[start:] != signature:
                 raise ValueError(f"--video {path} exists and is no film: expected a new name")
+    try:
+        # the encoder is another program, which would only say that its pipe broke
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"--video {path}: cannot be written: {error.strerror or error}") from None
     _encoders()
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class PPOConfig(BaseModel):
     """How the policy is trained. Names are stable-baselines3's where it has one."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     iterations: int = Field(default=400, ge=1)
     """rollouts, each followed by one update"""
