@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted_clock import ScriptedClock
 
 from widen.deploy.controller import HOMING_SPEED, run
 from widen.deploy.robot import Measurement
@@ -19,19 +20,6 @@ from widen.envs.layout import Reading
 PERIOD = 0.05
 NAMES = ("a", "b", "c")
 HOME = np.array([0.1, 0.2, 0.3])
-
-
-class ScriptedClock:
-    """Time passes only when somebody sleeps or a script says so."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def now(self) -> float:
-        return self.time
-
-    def sleep_until(self, moment: float) -> None:
-        self.time = max(self.time, moment)
 
 
 class FakeRobot:

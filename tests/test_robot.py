@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from scripted_clock import ScriptedClock
 from torch import nn
 
 from widen.deploy.controller import run
@@ -25,19 +26,6 @@ from widen.envs.sim_cpu import CpuSim
 from widen.envs.task import task_class
 
 PERIOD = 0.05
-
-
-class ScriptedClock:
-    """Time passes only when somebody sleeps or a script says so."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def now(self) -> float:
-        return self.time
-
-    def sleep_until(self, moment: float) -> None:
-        self.time = max(self.time, moment)
 
 
 def test_load_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
