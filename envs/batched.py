@@ -88,7 +88,7 @@ class BatchedEnv:
         kind = task_class(task)
         if object_name is not None and kind.object is None:
             raise ValueError(f"object: task {task} has no object, got {object_name!r}")
-        self.config, self.sim_config, self.stagger = config, sim, stagger
+        self.config, self.stagger = config, stagger
         self.control_dt = 1.0 / config.control_hz
         self.substeps = sim.substeps
         self.scene: Scene = build_scene(

@@ -71,11 +71,6 @@ def quat_mul_conj(p: Tensor, q: Tensor) -> Tensor:
     return products @ _MUL_CONJ.of(products)[2]
 
 
-def quat_conj(q: Tensor) -> Tensor:
-    """Inverse of a unit quaternion, (..., 4)."""
-    return torch.cat((q[..., :1], -q[..., 1:]), -1)
-
-
 def quat_from_rotvec(v: Tensor) -> Tensor:
     """Quaternion of the rotation by |v| rad about v, (..., 3) -> (..., 4); exact at v = 0."""
     half = 0.5 * torch.linalg.vector_norm(v, dim=-1, keepdim=True)
@@ -99,14 +94,3 @@ def quat_to_6d(q: Tensor) -> Tensor:
     """
     left, right, sums, identity = _TO_6D.of(q)
     return ((q @ left) * (q @ right)) @ sums + identity
-
-
-def quat_yaw(q: Tensor) -> Tensor:
-    """The turn about z nearest to q, as a quaternion (..., 4): the swing is thrown away."""
-    w, _, _, z = q.unbind(-1)
-    # a rotation by pi about a horizontal axis has no nearest turn: take none
-    undecided = (w * w + z * z) < 1e-12
-    w = torch.where(undecided, torch.ones_like(w), w)
-    zero = torch.zeros_like(w)
-    norm = torch.rsqrt(w * w + z * z)
-    return torch.stack((w * norm, zero, zero, z * norm), -1)

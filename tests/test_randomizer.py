@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from widen.envs.hand import load_hand
-from widen.envs.rotations import quat_angle, quat_conj, quat_mul
+from widen.envs.rotations import quat_angle, quat_mul_conj
 from widen.envs.scene import Scene, build_scene
 from widen.envs.sim import BatchSim, SimConfig, make_sim
 from widen.randomization.config import RandomizationConfig
@@ -240,7 +240,7 @@ def test_noise_has_the_stated_spread(scene: Scene) -> None:
 
 def rotvec(seen: Tensor, true: Tensor) -> Tensor:
     """Rotation vector (N, 3) [rad] of a small rotation that takes true to seen."""
-    error = quat_mul(seen, quat_conj(true))
+    error = quat_mul_conj(seen, true)
     error = error * error[:, :1].sign()
     sine = error[:, 1:].norm(dim=-1, keepdim=True)
     return 2 * torch.atan2(sine, error[:, :1]) * error[:, 1:] / sine
