@@ -12,6 +12,7 @@ from torch import Tensor
 from .encoder import ObservationEncoder
 from .hand import load_hand
 from .perturbation import NoPerturbation, Perturbation
+from .rows import count, merge, put, take
 from .scene import Scene, build_scene
 from .sim import BatchSim, SimConfig, make_sim
 from .task import Outcome, Task, task_class
@@ -36,6 +37,38 @@ class EnvConfig(BaseModel):
     """weights of reward terms that differ from the task's own"""
 
 
+class Episodes(NamedTuple):
+    """The episodes that ended in a step; every array (N,), so that its shape tells nothing.
+
+    Where none ended, score, length and returns are those up to now.
+    """
+
+    counted: Tensor
+    """bool: an episode ended here, and its score says something about the policy"""
+    score: Tensor
+    """goals reached"""
+    length: Tensor
+    """control steps"""
+    returns: Tensor
+    """sum of rewards"""
+    failed: Tensor
+    """bool: it ended by failure and not by time"""
+
+    def rows(self) -> dict[str, Tensor]:
+        """Only the K counted ones: "score", "length", "return", "failed", "env_ids", each (K,).
+
+        Waits for the device.
+        """
+        ids = self.counted.nonzero()[:, 0]
+        return {
+            "score": self.score[ids],
+            "length": self.length[ids],
+            "return": self.returns[ids],
+            "failed": self.failed[ids],
+            "env_ids": ids,
+        }
+
+
 class StepResult(NamedTuple):
     """What a control step gives back; every array has one row per environment unless said."""
 
@@ -49,14 +82,18 @@ class StepResult(NamedTuple):
     """(N,) bool: time is up and nothing else happened"""
     final_obs: Obs
     """as `obs`, but the last observation of the old episode where one ended"""
-    episodes: dict[str, Tensor]
-    """of the K counted episodes that ended: "score", "length", "return", "failed", each (K,)"""
+    episodes: Episodes
+    """the episodes that ended in this step"""
     terms: dict[str, Tensor]
     """mean over environments of every weighted reward term, scalars"""
 
 
 class BatchedEnv:
     """N environments on the simulation's device, reset as they finish.
+
+    On a GPU nothing in `step` waits for the device: what begins anew is named by a mask, and its
+    values are computed for all environments. On a CPU that would be a waste, so there it is
+    named by ids. `masked` tells which.
 
     Args:
         task: name of a task.
@@ -106,7 +143,7 @@ class BatchedEnv:
             current_sensors=kind.uses_sensors,
             wrench_body=self.scene.object_body,
         )
-        self.num_envs, self.device = config.num_envs, self.sim.device
+        self.num_envs, self.device, self.masked = config.num_envs, self.sim.device, self.sim.masked
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.task: Task = kind(self.scene, self.sim, self.generator)
         self.weights = _weights(kind.weights, config.rewards)
@@ -123,6 +160,7 @@ class BatchedEnv:
 
     def _allocate(self) -> None:
         n, dev = self.num_envs, self.device
+        self._everyone = torch.arange(n, device=dev)
         self.target = torch.zeros(n, self.num_actions, device=dev)
         self.last_action = torch.zeros(n, self.num_actions, device=dev)
         self.past = torch.zeros(n, self.encoder.history_width, device=dev)
@@ -130,8 +168,13 @@ class BatchedEnv:
         self.score = torch.zeros(n, device=dev)
         self.returns = torch.zeros(n, device=dev)
         self.counted = torch.ones(n, dtype=torch.bool, device=dev)
-        self.divergences = 0
+        self._divergences = torch.zeros((), dtype=torch.int64, device=dev)
         self.last_readings: dict[str, Tensor] = {}
+
+    @property
+    def divergences(self) -> int:
+        """Times that an environment was begun anew because its simulation diverged."""
+        return int(self._divergences)
 
     @property
     def num_actor_obs(self) -> int:
@@ -147,7 +190,7 @@ class BatchedEnv:
     @torch.no_grad()
     def reset(self) -> Obs:
         """Begin new episodes everywhere. The observations: "actor" (N, n), "critic" (N, m)."""
-        everyone = torch.arange(self.num_envs, device=self.device)
+        everyone = self._which(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
         self._begin(everyone)
         if self.stagger:
             self.age = torch.randint(
@@ -177,20 +220,29 @@ class BatchedEnv:
         terminated = outcome.failure | diverged
         truncated = (self.age >= self.max_steps) & ~terminated
         final_obs = self._observe()
-        ended = (terminated | truncated).nonzero()[:, 0]
-        obs, episodes = final_obs, self._finish(ended, terminated, diverged)
-        if len(ended):
-            self._begin(ended)
-            obs = self._observe_fresh(ended, final_obs)
+        ended = terminated | truncated
+        counted = ended & self.counted & ~diverged
+        # copies, because what begins anew is zeroed
+        totals = self.score.clone(), self.age.clone(), self.returns.clone()
+        episodes = Episodes(counted, *totals, terminated)
+        obs, which = final_obs, self._which(ended)
+        if self.masked or len(which):
+            self.perturbation.end(which, take(self.score, which), take(counted, which))
+            self._begin(which)
+            obs = self._observe_fresh(which, final_obs)
         return StepResult(obs, reward, terminated, truncated, final_obs, episodes, terms)
+
+    def _which(self, mask: Tensor) -> Tensor:
+        """Environments as this simulation likes to be told of them; see `rows`."""
+        return mask if self.masked else mask.nonzero()[:, 0]
 
     def _repair(self) -> Tensor:
         """Put diverged environments at home, so that all that follows is finite; (N,) bool."""
         diverged = self.sim.diverged.clone()
-        ids = diverged.nonzero()[:, 0]
-        if len(ids):
-            self.divergences += len(ids)
-            self.sim.reset(ids, *self.task.nominal_state(len(ids)))
+        which = self._which(diverged)
+        if self.masked or len(which):
+            self._divergences += diverged.sum()
+            self.sim.reset(which, *self.task.nominal_state(count(which)))
         return diverged
 
     def _reward(self, outcome: Outcome, diverged: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -210,22 +262,23 @@ class BatchedEnv:
             frame = self.encoder.frame(true, self.target, self.last_action)
         return {"actor": actor, "critic": self._critic(frame, None)}
 
-    def _observe_fresh(self, env_ids: Tensor, obs: Obs | None) -> Obs:
-        """Observations after new episodes began in env_ids; the other rows are those of obs."""
-        true = self.task.readings(env_ids)
-        measured = self.perturbation.observe_reset(true, env_ids)
-        target, action = self.target[env_ids], self.last_action[env_ids]
+    def _observe_fresh(self, which: Tensor, obs: Obs | None) -> Obs:
+        """Observations after episodes began in `which`; the other rows are those of obs."""
+        ids = None if self.masked else which
+        true = self.task.readings(ids)
+        measured = self.perturbation.observe_reset(true, which)
+        target, action = take(self.target, which), take(self.last_action, which)
         frame = self.encoder.frame(measured, target, action)
         fresh = {"actor": self.encoder.first(frame)}
         if measured is not true:
             frame = self.encoder.frame(true, target, action)
-        fresh["critic"] = self._critic(frame, env_ids)
-        if obs is None or len(env_ids) == self.num_envs:
+        fresh["critic"] = self._critic(frame, ids)
+        if obs is None:  # everyone began
             self.last_readings = measured
         else:
-            self.last_readings = _replace(self.last_readings, measured, env_ids)
+            self.last_readings = _merge(self.last_readings, which, measured)
             # copies: the old ones were given away
-            fresh = _replace(obs, fresh, env_ids)
+            fresh = _merge(obs, which, fresh)
         self.past = fresh["actor"][:, : self.encoder.history_width]
         return fresh
 
@@ -235,30 +288,26 @@ class BatchedEnv:
         drawn = drawn if env_ids is None else drawn[env_ids]
         return torch.cat((frame, self.task.privileged(env_ids), drawn), -1)
 
-    def _finish(self, ended: Tensor, failed: Tensor, diverged: Tensor) -> dict[str, Tensor]:
-        """Report the episodes that ended, to the perturbation and to the caller."""
-        counted = self.counted[ended] & ~diverged[ended]
-        if len(ended):
-            self.perturbation.end(ended, self.score[ended], counted)
-        ids = ended[counted]
-        return {
-            "score": self.score[ids],
-            "length": self.age[ids],
-            "return": self.returns[ids],
-            "failed": failed[ids],
-            "env_ids": ids,
-        }
-
-    def _begin(self, env_ids: Tensor) -> None:
-        self.perturbation.begin(env_ids)
-        qpos, qvel = self.task.reset(env_ids)
-        self.sim.reset(env_ids, qpos, qvel)
+    def _begin(self, which: Tensor) -> None:
+        self.perturbation.begin(which)
+        qpos, qvel = self._new_states(which)
+        self.sim.reset(which, qpos, qvel)
         # new tensors: the caller may still hold the old ones
-        self.target = self.target.index_put((env_ids,), qpos[:, self.task.joints].float())
-        self.last_action = self.last_action.index_fill(0, env_ids, 0.0)
+        self.target = merge(self.target, which, qpos[:, self.task.joints].float())
+        self.last_action = merge(self.last_action, which, 0.0)
         for array in (self.age, self.score, self.returns):
-            array[env_ids] = 0
-        self.counted[env_ids] = True
+            put(array, which, 0)
+        put(self.counted, which, True)
+
+    def _new_states(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """The task's new episodes. With a mask it begins them everywhere, and most are undone."""
+        if not self.masked:
+            return self.task.reset(which)
+        before = self.task.state_dict()
+        qpos, qvel = self.task.reset(self._everyone)
+        for name, old in before.items():
+            setattr(self.task, name, merge(old, which, getattr(self.task, name)))
+        return qpos, qvel
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, as tensors and plain values."""
@@ -277,7 +326,7 @@ class BatchedEnv:
         """Inverse of `state_dict`."""
         for name in _STATE:
             setattr(self, name, state["env"][name].to(self.device).clone())
-        self.divergences = int(state["divergences"])
+        self._divergences.fill_(int(state["divergences"]))
         self.generator.set_state(state["generator"])
         self.last_readings = {
             name: value.to(self.device).clone() for name, value in state["readings"].items()
@@ -290,8 +339,8 @@ class BatchedEnv:
 _STATE = ("target", "last_action", "past", "age", "score", "returns", "counted")
 
 
-def _replace(whole: dict[str, Tensor], part: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    return {name: value.index_put((ids,), part[name]) for name, value in whole.items()}
+def _merge(whole: dict[str, Tensor], which: Tensor, part: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: merge(value, which, part[name]) for name, value in whole.items()}
 
 
 def _weights(default: dict[str, float], changed: dict[str, float]) -> dict[str, float]:

@@ -106,12 +106,9 @@ class CubeRotate(Task):
             "tilt": 2.0 * (upset * upset).sum(-1),  # 1 - R_zz
             "drop": failure.float(),
         }
-        self.distance = distance
-        reached = success.nonzero()[:, 0]
-        if len(reached):
-            goal = quat_mul(self.turn, self.goal[reached])
-            self.goal = self.goal.index_copy(0, reached, goal)
-            self.distance[reached] = quat_angle(quat[reached], goal)
+        following = quat_mul(self.turn, self.goal)
+        self.goal = torch.where(success[:, None], following, self.goal)
+        self.distance = torch.where(success, quat_angle(quat, following), distance)
         return Outcome(terms, success, failure)
 
     def readings(self, env_ids: Tensor | None = None) -> dict[str, Tensor]:

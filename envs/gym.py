@@ -72,14 +72,12 @@ class HandEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._observation(self._env.reset()), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        before = float(self._env.score[0])
         given = torch.as_tensor(np.asarray(action), dtype=torch.float32)[None]
         result = self._env.step(given.to(self._env.device))
         # gymnasium resets by itself: the last observation of the old episode is the answer
         obs = self._observation(result.final_obs)
         done = bool(result.terminated[0]), bool(result.truncated[0])
-        score = float(result.episodes["score"][0]) if len(result.episodes["score"]) else before
-        info = {"goals": score if any(done) else float(self._env.score[0])}
+        info = {"goals": float(result.episodes.score[0])}
         return obs, float(result.reward[0]), *done, info
 
     @staticmethod
@@ -137,7 +135,6 @@ class HandVectorEnv(VectorEnv):
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         action = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
-        goals = self.batched.score.clone()
         result = self.batched.step(action.to(self.batched.device))
         done = (result.terminated | result.truncated).cpu().numpy()
         info: dict[str, Any] = {
@@ -145,8 +142,8 @@ class HandVectorEnv(VectorEnv):
             "_goals": np.ones(self.num_envs, dtype=bool),
         }
         if done.any():
-            goals[result.episodes["env_ids"]] = result.episodes["score"]
-            info["final_info"] = {"goals": np.where(done, goals.cpu().numpy(), 0), "_goals": done}
+            goals = result.episodes.score.cpu().numpy()
+            info["final_info"] = {"goals": np.where(done, goals, 0), "_goals": done}
             info["_final_info"] = done
             final = result.final_obs["actor"].cpu().numpy()
             info["final_obs"] = np.array(

@@ -36,20 +36,21 @@ class Perturbation(Protocol):
         """
         ...
 
-    def begin(self, env_ids: Tensor) -> None:
+    def begin(self, which: Tensor) -> None:
         """New episodes start: draw their values, write model fields, call `sim.commit`.
 
-        Called before `sim.reset` of the same environments. env_ids (K,), sorted.
+        Called before `sim.reset` of the same environments. `which` is ids or a mask, here and
+        below; see `envs.rows`.
         """
         ...
 
-    def end(self, env_ids: Tensor, scores: Tensor, counted: Tensor) -> None:
+    def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
         """Episodes have ended with these scores.
 
         Args:
-            env_ids: (K,), sorted.
-            scores: (K,), goals reached.
-            counted: (K,) bool, False for a first episode cut short by staggering or for one
+            which: the environments.
+            scores: (K or N,), goals reached; the caller's own array, to be read now.
+            counted: (K or N,) bool, False for a first episode cut short by staggering or for one
                 that diverged: its score says nothing about the policy.
         """
         ...
@@ -71,11 +72,16 @@ class Perturbation(Protocol):
         """What the sensors report of the true `readings`, each (N, ...); called once a step."""
         ...
 
-    def observe_reset(self, readings: Readings, env_ids: Tensor) -> Readings:
-        """As `observe` for environments that were just reset; readings hold only their rows.
+    def observe_reset(self, readings: Readings, which: Tensor) -> Readings:
+        """As `observe` for environments that were just reset; readings hold only their rows,
+        with a mask all rows.
 
         Delay queues of these environments are filled with the reading.
         """
+        ...
+
+    def widest(self) -> Perturbation:
+        """A fresh one, not attached, of the same kind and as hard as this one may ever become."""
         ...
 
     def privileged(self) -> Tensor:
@@ -100,10 +106,10 @@ class NoPerturbation:
     def attach(self, sim: BatchSim, scene: Scene, control_dt: float) -> None:
         self._empty = torch.zeros(sim.num_envs, 0, device=sim.device)
 
-    def begin(self, env_ids: Tensor) -> None:
+    def begin(self, which: Tensor) -> None:
         pass
 
-    def end(self, env_ids: Tensor, scores: Tensor, counted: Tensor) -> None:
+    def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
         pass
 
     def act(self, target: Tensor, substeps: int) -> tuple[Tensor, Tensor | None]:
@@ -112,8 +118,11 @@ class NoPerturbation:
     def observe(self, readings: Readings) -> Readings:
         return readings
 
-    def observe_reset(self, readings: Readings, env_ids: Tensor) -> Readings:
+    def observe_reset(self, readings: Readings, which: Tensor) -> Readings:
         return readings
+
+    def widest(self) -> NoPerturbation:
+        return NoPerturbation()
 
     def privileged(self) -> Tensor:
         return self._empty

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+import importlib.util
+from typing import Any, ClassVar, Literal, Protocol
 
 import mujoco
 import torch
@@ -16,13 +17,18 @@ class SimConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     backend: Literal["auto", "cpu", "warp"] = "auto"
-    """auto: the fastest that this version has, which is cpu; warp is not in it yet"""
+    """cpu: MuJoCo on threads; warp: MuJoCo Warp on an NVIDIA GPU, or slowly on the CPU; auto: warp
+    where there are a GPU and the extra `warp`, else cpu"""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads that step simulations; 0: one per processor"""
     substeps: int = Field(default=3, ge=1, le=100)
     """simulation steps in a control step; time step = 1 / (control_hz substeps)"""
     iterations: int = Field(default=10, ge=1, le=1000)
     """solver iterations; with 4 the solver stops unconverged and kicks the object"""
+    nconmax: int = Field(default=0, ge=0, le=100_000)
+    """warp: room for contacts, per environment on average; 0: measured by a trial on the CPU"""
+    njmax: int = Field(default=0, ge=0, le=100_000)
+    """warp: room for constraint rows in every environment; 0: measured by a trial on the CPU"""
 
 
 class BatchSim(Protocol):
@@ -33,6 +39,8 @@ class BatchSim(Protocol):
     qvel in place: `reset` also clears warm starts, which decide the last digits.
     """
 
+    masked: ClassVar[bool]
+    """What the simulation is quicker with in `commit` and `reset`: masks or ids (`envs.rows`)."""
     model: mujoco.MjModel
     """Template: names, ids, sizes, nominal values. Never written."""
     num_envs: int
@@ -45,6 +53,8 @@ class BatchSim(Protocol):
     """(N, nsensordata), of the same instant as qpos; undefined if made without current sensors"""
     diverged: Tensor
     """(N,) bool: non-finite state, or an error or a bad-state warning in the last step"""
+    overflow: Tensor
+    """(N,) bool: contacts or constraint rows found no room since the last `check`"""
 
     def per_env(self, field: str) -> Tensor:
         """(N, ...) values of one MjModel field that was declared when the sim was made.
@@ -54,19 +64,19 @@ class BatchSim(Protocol):
         """
         ...
 
-    def commit(self, env_ids: Tensor) -> None:
-        """Make the per-env values of these environments (K,) count, derived constants included.
+    def commit(self, which: Tensor) -> None:
+        """Make the per-env values of these environments count, derived constants included.
 
-        env_ids are sorted and unique, here and in `reset`. A body whose centre of mass is to
-        move must be compiled with simple="false".
+        `which` is ids or a mask, here and in `reset`; see `envs.rows`. A body whose centre of
+        mass is to move must be compiled with simple="false".
 
         Raises:
             ValueError: MuJoCo refuses the values.
         """
         ...
 
-    def reset(self, env_ids: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        """Put environments (K,) at qpos (K, nq) and qvel (K, nv), everything else as new."""
+    def reset(self, which: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        """Put environments at qpos (K or N, nq) and qvel (K or N, nv), everything else as new."""
         ...
 
     def step(self, ctrl: Tensor, wrench: Tensor | None = None) -> None:
@@ -79,6 +89,14 @@ class BatchSim(Protocol):
 
         Raises:
             ValueError: a shape is wrong, or a wrench is given and there is no wrench body.
+        """
+        ...
+
+    def check(self) -> None:
+        """Complain of everything that `overflow` saw. Waits for the device: call it seldom.
+
+        Raises:
+            ValueError: names the setting that was too small and a value that would do.
         """
         ...
 
@@ -115,8 +133,18 @@ def make_sim(
     Raises:
         ValueError: the backend is not to be had, or a field or body does not exist.
     """
-    if config.backend == "warp":
-        raise ValueError("sim.backend: 'warp' is not in this version; use 'cpu' or 'auto'")
+    if resolve_backend(config) == "warp":
+        from .sim_warp import WarpSim
+
+        return WarpSim(
+            model,
+            num_envs,
+            nconmax=config.nconmax,
+            njmax=config.njmax,
+            model_fields=model_fields,
+            current_sensors=current_sensors,
+            wrench_body=wrench_body,
+        )
     from .sim_cpu import CpuSim
 
     return CpuSim(
@@ -127,3 +155,22 @@ def make_sim(
         current_sensors=current_sensors,
         wrench_body=wrench_body,
     )
+
+
+def resolve_backend(config: SimConfig) -> Literal["cpu", "warp"]:
+    """The backend that `config` means on this machine.
+
+    Raises:
+        ValueError: warp is asked for and not installed.
+    """
+    if config.backend == "cpu":
+        return "cpu"
+    installed = importlib.util.find_spec("mujoco_warp") is not None
+    if config.backend == "auto":
+        return "warp" if installed and torch.cuda.is_available() else "cpu"
+    if not installed:
+        raise ValueError(
+            "sim.backend: 'warp' needs the package mujoco-warp: pip install mujoco-warp, or the"
+            " extra 'warp' of widen; or use 'cpu'"
+        )
+    return "warp"

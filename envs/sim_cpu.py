@@ -8,13 +8,15 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
 import torch
 from mujoco.batch import Batch, SimulationError
 from torch import Tensor
+
+from .rows import count
 
 _CTRL = int(mujoco.mjtState.mjSTATE_CTRL)
 _NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)
@@ -32,6 +34,7 @@ class CpuSim:
     new size or mass leaves body_inertia as it is.
     """
 
+    masked: ClassVar[bool] = False
     device = torch.device("cpu")
 
     def __init__(
@@ -56,6 +59,7 @@ class CpuSim:
         self.qpos = torch.from_numpy(self._batch.bind("qpos"))
         self.qvel = torch.from_numpy(self._batch.bind("qvel"))
         self.diverged = torch.zeros(num_envs, dtype=torch.bool)
+        self.overflow = torch.zeros(num_envs, dtype=torch.bool)  # memory grows as it is needed
         self._ctrl = torch.empty(num_envs, 0, self.model.nu, dtype=torch.float64)
         self._wrench = self._wrench_view(wrench_body)
         self._wrench_set = False
@@ -80,23 +84,26 @@ class CpuSim:
             raise KeyError(f"model field {field!r} was not declared; declared: {declared}")
         return self._fields[field]
 
-    def commit(self, env_ids: Tensor) -> None:
-        """Make the per-env values of these environments (K,) count, derived constants included.
+    def commit(self, which: Tensor) -> None:
+        """Make the per-env values of these environments count, derived constants included.
 
         Raises:
             ValueError: MuJoCo refuses the values; for one, the centre of mass of a body that
                 was not compiled with simple="false" cannot move.
         """
-        if not self._needs_const or not len(env_ids):
+        if not self._needs_const or not len(env_ids := _ids(which)):
             return
         try:
             self._batch.set_const(env_ids.numpy())
         except SimulationError as error:
             raise ValueError(f"commit: {error}") from None
 
-    def reset(self, env_ids: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        _check_shape("qpos", qpos, (len(env_ids), self.model.nq))
-        _check_shape("qvel", qvel, (len(env_ids), self.model.nv))
+    def reset(self, which: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        _check_shape("qpos", qpos, (count(which), self.model.nq))
+        _check_shape("qvel", qvel, (count(which), self.model.nv))
+        if which.dtype == torch.bool:
+            qpos, qvel = qpos[which], qvel[which]
+        env_ids = _ids(which)
         # MuJoCo would put such a state back to qpos0 and only count a warning.
         if not math.isfinite(float(qpos.sum() + qvel.sum())):
             finite = torch.isfinite(qpos.sum(1) + qvel.sum(1))
@@ -146,6 +153,9 @@ class CpuSim:
     def last_ctrl(self) -> np.ndarray:
         """(N, substeps, nu) float64, as given to the last step."""
         return self._ctrl.numpy()
+
+    def check(self) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -222,6 +232,10 @@ class CpuSim:
             near = difflib.get_close_matches(body, names) or names
             raise ValueError(f"wrench_body: no body {body!r} in the model; nearest: {near}")
         return torch.from_numpy(self._batch.bind("xfrc_applied"))[:, self.model.body(body).id]
+
+
+def _ids(which: Tensor) -> Tensor:
+    return which.nonzero()[:, 0] if which.dtype == torch.bool else which
 
 
 def processors() -> int:

@@ -52,7 +52,8 @@ class Task(ABC):
     uses_sensors: ClassVar[bool] = False
     """sensors are made current after every step only for a task that reads them"""
     state: ClassVar[tuple[str, ...]]
-    """names of the tensors that a checkpoint must hold"""
+    """names of all tensors (N, ...) that change from step to step: a checkpoint holds them, and with
+    masks `reset` draws for all environments and these are put back where no episode begins"""
 
     def __init__(self, scene: Scene, sim: BatchSim, generator: torch.Generator) -> None:
         self.scene = scene
@@ -61,6 +62,8 @@ class Task(ABC):
         self.joints = torch.as_tensor(scene.joint_qpos, device=sim.device)
         self.dofs = torch.as_tensor(scene.joint_dof, device=sim.device)
         self.home = torch.tensor(scene.hand.home, device=sim.device, dtype=torch.float64)
+        self._start = torch.tensor(sim.model.qpos0, device=sim.device)
+        self._start[self.joints] = self.home
 
     @classmethod
     @abstractmethod
@@ -83,7 +86,10 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, action: Tensor) -> Outcome:
-        """Judge the step just taken and set the next goal where one was reached."""
+        """Judge the step just taken and set the next goal where one was reached.
+
+        For all environments at once, without asking how many: a GPU need not wait then.
+        """
 
     @abstractmethod
     def readings(self, env_ids: Tensor | None = None) -> dict[str, Tensor]:
@@ -124,10 +130,8 @@ class Task(ABC):
 
     def nominal_state(self, count: int) -> tuple[Tensor, Tensor]:
         """The model's own qpos (count, nq) with the hand at home, and zero qvel (count, nv)."""
-        model = self.sim.model
-        qpos = torch.as_tensor(model.qpos0, device=self.sim.device).repeat(count, 1)
-        qpos[:, self.joints] = self.home
-        return qpos, torch.zeros(count, model.nv, dtype=torch.float64, device=self.sim.device)
+        still = torch.zeros(count, self.sim.model.nv, dtype=torch.float64, device=self.sim.device)
+        return self._start.repeat(count, 1), still
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the tensors named in `state`."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from widen.envs.rows import count, put
+
 from .queues import History
 
 
@@ -39,20 +41,20 @@ class Actuation:
             length = int(most["action_latency"]) + 2
             self._history = History(length, num_envs, num_joints, device)
 
-    def begin(self, env_ids: Tensor, values: Mapping[str, Tensor]) -> None:
-        """New episodes of environments (K,) have these values (K,) by parameter."""
+    def begin(self, which: Tensor, values: Mapping[str, Tensor]) -> None:
+        """New episodes of environments `which` have these values (K or N,) by parameter."""
         if "noise" in self._tensors:
-            self._tensors["noise"][env_ids] = values["action_noise"].float()[:, None]
+            put(self._tensors["noise"], which, values["action_noise"][:, None])
         if "bias" in self._tensors:
-            bias = self._normal(len(env_ids), self._shape[1])
-            self._tensors["bias"][env_ids] = bias * values["action_bias"].float()[:, None]
+            bias = self._normal(count(which), self._shape[1])
+            put(self._tensors["bias"], which, bias * values["action_bias"].float()[:, None])
         if "latency" in self._tensors:
-            self._tensors["latency"][env_ids] = values["action_latency"][:, None]
+            put(self._tensors["latency"], which, values["action_latency"][:, None])
 
-    def hold(self, env_ids: Tensor, position: Tensor) -> None:
-        """Until the first target arrives the motors of environments (K,) hold position (K, nu)."""
+    def hold(self, which: Tensor, position: Tensor) -> None:
+        """Until the first target arrives the motors of `which` hold position (K or N, nu)."""
         if self._history is not None:
-            self._history.fill(env_ids, position.float())
+            self._history.fill(which, position.float())
 
     def act(self, target: Tensor, substeps: int) -> Tensor:
         """Motor inputs (N, substeps, nu) for joint targets (N, nu).

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .curriculum import Move, Range, Uniform
+from .curriculum import Move, Range, Records, Uniform
 
 SIDES = ("low", "high")
 
@@ -46,7 +46,8 @@ class ADR(Uniform):
     has `buffer` results their mean decides: at least `widen_at` moves the bound a step outwards
     (to its limit at most), at most `narrow_at` a step inwards (to the nominal at most), and in
     every case those results are spent. A bound whose limit is the nominal cannot move and is never
-    picked. An episode whose bound has moved meanwhile counts all the same, as published.
+    picked. An episode whose bound has moved meanwhile counts all the same, as published. Which
+    episode evaluates what is drawn by `Draws`, on the simulation's device.
 
     The published loop is sequential. Here environments run side by side and episodes that fail
     early also finish early, so that a buffer filled in finishing order would first see failures
@@ -54,56 +55,38 @@ class ADR(Uniform):
     waits until the bound's earlier episodes have ended.
     """
 
-    def __init__(
-        self, ranges: Sequence[Range], config: AdrConfig, num_envs: int, seed: int
-    ) -> None:
-        super().__init__(ranges, np.array([[r.nominal, r.nominal] for r in ranges]), seed)
+    def __init__(self, ranges: Sequence[Range], config: AdrConfig) -> None:
+        super().__init__(ranges, np.array([[r.nominal, r.nominal] for r in ranges]))
         self.config = config
+        self.evaluation_share = config.evaluation_share
         movable = [
             [r.step > 0 and r.limit_low < r.nominal, r.step > 0 and r.limit_high > r.nominal]
             for r in self.ranges
         ]
-        # a bound is numbered 2 * parameter + side
-        self._movable = np.flatnonzero(np.array(movable, dtype=bool))
-        self._assigned = np.full(num_envs, -1)
-        self._ticket = np.zeros(num_envs, dtype=np.int64)
-        self._begun = 0
+        self.movable = np.flatnonzero(np.array(movable, dtype=bool))
         self._results: list[list[tuple[int, float]]] = [[] for _ in range(2 * len(self.ranges))]
 
     @property
     def counts(self) -> np.ndarray:
         return np.array([len(held) for held in self._results], dtype=np.int64).reshape(-1, 2)
 
-    def draw(self, env_ids: np.ndarray) -> np.ndarray:
-        """Values (K, P) of the episodes that environments (K,) begin; remembers who evaluates."""
-        values = super().draw(env_ids)
-        count = len(env_ids)
-        evaluates = self._rng.random(count) < self.config.evaluation_share
-        if not len(self._movable):
-            return values
-        picked = self._movable[self._rng.integers(len(self._movable), size=count)]
-        self._assigned[env_ids] = np.where(evaluates, picked, -1)
-        self._ticket[env_ids] = self._begun + np.arange(count)
-        self._begun += count
-        rows = np.flatnonzero(evaluates)
-        values[rows, picked[rows] // 2] = self.bounds.reshape(-1)[picked[rows]]
-        return values
-
-    def result(self, env_ids: np.ndarray, scores: np.ndarray, counted: np.ndarray) -> list[Move]:
-        bounds = self._assigned[env_ids]
-        self._assigned[env_ids] = -1
-        for env, bound, score, counts in zip(env_ids, bounds, scores, counted, strict=True):
-            if bound >= 0 and counts:
-                self._results[bound].append((int(self._ticket[env]), float(score)))
+    def decide(self, records: Sequence[Records]) -> list[Move]:
+        for one in records:
+            for bound, ticket, score in zip(one.bounds, one.tickets, one.scores, strict=True):
+                self._results[bound].append((int(ticket), float(score)))
+        oldest = np.min([one.oldest for one in records], axis=0)
         # an episode that does not count may still have held up later ones
-        return [move for bound in np.unique(bounds[bounds >= 0]) for move in self._settle(bound)]
+        return [move for bound in self.movable for move in self._settle(bound, oldest[bound])]
 
-    def _settle(self, bound: int) -> list[Move]:
-        """Evaluate a bound as often as its results in order of their beginning allow."""
-        running = self._ticket[self._assigned == bound]
-        oldest = int(running.min()) if len(running) else self._begun
-        results, size = sorted(self._results[bound]), self.config.buffer
-        moves = []
+    def _settle(self, bound: int, oldest: int) -> list[Move]:
+        """Evaluate a bound as often as its results in order of their beginning allow.
+
+        `oldest` is the first ticket of the bound that still runs.
+        """
+        size = self.config.buffer
+        if len(self._results[bound]) < size:
+            return []
+        results, moves = sorted(self._results[bound]), []
         while len(results) >= size and results[size - 1][0] < oldest:
             mean = math.fsum(score for _, score in results[:size]) / size
             del results[:size]
@@ -141,9 +124,6 @@ class ADR(Uniform):
             "bounds": self.bounds.tolist(),
             "scores": self.scores.tolist(),
             "num_moves": self.num_moves,
-            "assigned": self._assigned.tolist(),
-            "ticket": self._ticket.tolist(),
-            "begun": self._begun,
             "results": [[list(one) for one in held] for held in self._results],
         }
 
@@ -151,14 +131,8 @@ class ADR(Uniform):
         """Inverse of `state_dict`.
 
         Raises:
-            ValueError: the state is of other parameters, of another number of environments, or
-                has a bound beyond its limit.
+            ValueError: the state is of other parameters, or has a bound beyond its limit.
         """
-        if len(state["assigned"]) != len(self._assigned):
-            raise ValueError(
-                f"randomization: saved state is of {len(state['assigned'])} environments,"
-                f" expected {len(self._assigned)}"
-            )
         super().load_state_dict(state)
         for what, (low, high) in zip(self.ranges, state["bounds"], strict=True):
             if low < what.limit_low or high > what.limit_high:
@@ -167,10 +141,7 @@ class ADR(Uniform):
                     f" beyond the limits [{what.limit_low:g}, {what.limit_high:g}]"
                 )
         shape = self.bounds.shape
-        self.bounds = np.array(state["bounds"], dtype=np.float64).reshape(shape)
-        self.scores = np.array(state["scores"], dtype=np.float64).reshape(shape)
+        self.bounds[:] = np.array(state["bounds"], dtype=np.float64).reshape(shape)
+        self.scores[:] = np.array(state["scores"], dtype=np.float64).reshape(shape)
         self.num_moves = int(state["num_moves"])
-        self._assigned = np.array(state["assigned"], dtype=np.int64)
-        self._ticket = np.array(state["ticket"], dtype=np.int64)
-        self._begun = int(state["begun"])
         self._results = [[(int(t), float(s)) for t, s in held] for held in state["results"]]

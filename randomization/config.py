@@ -58,18 +58,28 @@ class RandomizationConfig(BaseModel):
         chosen = ((find(name), self.parameters[name]) for name in self.names())
         return [what.range(entry.step, entry.limits) for what, entry in chosen]
 
-    def make_curriculum(self, num_envs: int, seed: int) -> Uniform:
+    def widest(self) -> RandomizationConfig:
+        """Every parameter drawn from all that it may ever reach: the worst that a run may meet."""
+        if self.curriculum != "adr":
+            return self
+        entries = {
+            name: entry.model_copy(update={"range": None})
+            for name, entry in self.parameters.items()
+        }
+        return self.model_copy(update={"curriculum": "uniform", "parameters": entries})
+
+    def make_curriculum(self) -> Uniform:
         """The curriculum that the config asks for."""
         ranges = self.ranges()
         if self.curriculum == "adr":
-            return ADR(ranges, self.adr, num_envs, seed)
+            return ADR(ranges, self.adr)
         bounds = [(r.nominal, r.nominal) for r in ranges]
         if self.curriculum == "uniform":
             widest = [self.parameters[r.name].range or (r.limit_low, r.limit_high) for r in ranges]
             bounds = [
                 w if r.step > 0 else b for r, w, b in zip(ranges, widest, bounds, strict=True)
             ]
-        return Uniform(ranges, np.array(bounds), seed)
+        return Uniform(ranges, np.array(bounds))
 
 
 def _check(name: str, entry: ParameterConfig) -> None:

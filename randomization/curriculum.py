@@ -1,16 +1,18 @@
-"""What every curriculum does: draw one value per parameter for every episode."""
+"""What every curriculum knows: the range of each parameter, and how it moves."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 NARROWEST = 1e-3
 """Normalised width that stands for anything narrower when npd takes a logarithm."""
+
+NEVER = np.iinfo(np.int64).max
+"""A ticket later than every episode's."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,22 @@ class Move:
     count: int
 
 
+class Records(NamedTuple):
+    """Evaluations of bounds that ended, from one process.
+
+    A bound is numbered 2 * parameter + side. Tickets order episodes by their beginning.
+    """
+
+    bounds: np.ndarray
+    """(K,) int64"""
+    tickets: np.ndarray
+    """(K,) int64"""
+    scores: np.ndarray
+    """(K,) goals reached"""
+    oldest: np.ndarray
+    """(2P,) int64: the smallest ticket of every bound that still runs, NEVER if there is none"""
+
+
 class Uniform:
     """Every parameter is drawn U(low, high) from fixed bounds, independently.
 
@@ -59,14 +77,17 @@ class Uniform:
         scores: (P, 2) mean score at the last evaluation of each bound; nan if there was none.
         counts: (P, 2) results that wait for the next evaluation of each bound.
         num_moves: bounds moved so far.
+        evaluation_share: probability that an episode evaluates a bound.
+        movable: (M,) int64, the bounds that can move, numbered 2 * parameter + side.
     """
 
-    def __init__(self, ranges: Sequence[Range], bounds: np.ndarray, seed: int) -> None:
+    def __init__(self, ranges: Sequence[Range], bounds: np.ndarray) -> None:
         self.ranges = tuple(ranges)
         self.bounds = np.array(bounds, dtype=np.float64).reshape(len(self.ranges), 2)
         self.scores = np.full((len(self.ranges), 2), np.nan)
         self.num_moves = 0
-        self._rng = np.random.default_rng(seed)
+        self.evaluation_share = 0.0
+        self.movable = np.zeros(0, dtype=np.int64)
         self._scales = np.array([r.scale for r in self.ranges])
         self._active = np.array([r.active for r in self.ranges], dtype=bool)
 
@@ -74,18 +95,8 @@ class Uniform:
     def counts(self) -> np.ndarray:
         return np.zeros((len(self.ranges), 2), dtype=np.int64)
 
-    def draw(self, env_ids: np.ndarray) -> np.ndarray:
-        """Values (K, P) of the episodes that environments (K,) begin."""
-        low, high = self.bounds[:, 0], self.bounds[:, 1]
-        # rounding may put low + (high - low) u beyond high
-        share = self._rng.random((len(env_ids), len(self.ranges)))
-        return np.clip(low + (high - low) * share, low, high)
-
-    def result(self, env_ids: np.ndarray, scores: np.ndarray, counted: np.ndarray) -> list[Move]:
-        """Take the scores (K,) of ended episodes; returns the bounds that moved because of them.
-
-        Episodes whose `counted` (K,) is False are forgotten.
-        """
+    def decide(self, records: Sequence[Records]) -> list[Move]:
+        """Take ended evaluations, one `Records` per process; returns the bounds that moved."""
         return []
 
     def npd(self) -> float:
@@ -104,11 +115,7 @@ class Uniform:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which `load_state_dict` continues exactly."""
-        return {
-            "names": [r.name for r in self.ranges],
-            # the generator's 128-bit integers are not every serialiser's
-            "rng": json.dumps(self._rng.bit_generator.state),
-        }
+        return {"names": [r.name for r in self.ranges]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`.
@@ -124,4 +131,3 @@ class Uniform:
                 "randomization.parameters: saved state is of other parameters:"
                 f" it lacks {lacks} and has {more} besides"
             )
-        self._rng.bit_generator.state = json.loads(state["rng"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from widen.envs.perturbation import Readings
 from widen.envs.rotations import quat_from_rotvec, quat_mul
+from widen.envs.rows import count, merge, put, take
 
 from .queues import History
 
@@ -67,16 +68,16 @@ class Observation:
     def _width(self) -> int:
         return sum(columns.stop - columns.start for columns in self._columns.values())
 
-    def begin(self, env_ids: Tensor, values: Mapping[str, Tensor]) -> None:
-        """New episodes of environments (K,) have these values (K,) by parameter."""
+    def begin(self, which: Tensor, values: Mapping[str, Tensor]) -> None:
+        """New episodes of environments `which` have these values (K or N,) by parameter."""
         if "bias" in self._tensors:
-            sample = self._normal(len(env_ids), self._width)
-            self._tensors["bias"][env_ids] = sample * self._deviations("bias", values)
+            sample = self._normal(count(which), self._width)
+            put(self._tensors["bias"], which, sample * self._deviations("bias", values))
         if "noise" in self._tensors:
-            self._tensors["noise"][env_ids] = self._deviations("noise", values)
+            put(self._tensors["noise"], which, self._deviations("noise", values))
         for name in ("object_delay", "object_refresh"):
             if name in self._tensors:
-                self._tensors[name][env_ids] = values[name].float()[:, None]
+                put(self._tensors[name], which, values[name][:, None])
 
     def _deviations(self, kind: str, values: Mapping[str, Tensor]) -> Tensor:
         """Standard deviation (K, width) of every component's bias or noise."""
@@ -87,7 +88,7 @@ class Observation:
     def observe(self, readings: Readings) -> Readings:
         """What the sensors report of true readings (N, ...) one control step after the last."""
         reported = dict(readings)
-        errors = self._errors(self._num_envs, slice(None))
+        errors = self._errors(None)
         if "joint" in errors and "joint_pos" in readings:
             reported["joint_pos"] = readings["joint_pos"] + errors["joint"]
         if not self._tracks or "object_pos" not in readings:
@@ -98,32 +99,35 @@ class Observation:
             self._tensors["frame"] = frame
         return {**reported, **_parts(frame)}
 
-    def observe_reset(self, readings: Readings, env_ids: Tensor) -> Readings:
-        """As `observe` for environments (K,) whose object has been where it is for ever."""
+    def observe_reset(self, readings: Readings, which: Tensor) -> Readings:
+        """As `observe` for environments `which`, whose object has been where it is for ever."""
         reported = dict(readings)
-        errors = self._errors(len(env_ids), env_ids)
+        errors = self._errors(which)
         if "joint" in errors and "joint_pos" in readings:
             reported["joint_pos"] = readings["joint_pos"] + errors["joint"]
         if not self._tracks or "object_pos" not in readings:
             return reported
         pose = _pose(readings)
         if self._history is not None:
-            self._history.fill(env_ids, pose)
+            self._history.fill(which, pose)
         frame = self._disturb(pose, errors)
         if "age" in self._tensors:
-            self._tensors["age"][env_ids] = 0.0
+            put(self._tensors["age"], which, 0.0)
             # a copy, because the old frame was handed out
-            self._tensors["frame"] = self._tensors["frame"].index_copy(0, env_ids, frame)
+            self._tensors["frame"] = merge(self._tensors["frame"], which, frame)
         return {**reported, **_parts(frame)}
 
-    def _errors(self, count: int, rows: Tensor | slice) -> dict[str, Tensor]:
-        """Offset and noise by what is measured, of all or some environments."""
-        error = None
-        if "noise" in self._tensors:
-            error = self._tensors["noise"][rows] * self._normal(count, self._width)
-        if "bias" in self._tensors:
-            bias = self._tensors["bias"][rows]
-            error = bias if error is None else error + bias
+    def _errors(self, which: Tensor | None) -> dict[str, Tensor]:
+        """Offset and noise by what is measured, of some environments or, for None, of all."""
+        rows = count(which) if which is not None else self._num_envs
+        noise, bias = (self._tensors.get(kind) for kind in ("noise", "bias"))
+        if which is not None:
+            noise = None if noise is None else take(noise, which)
+            bias = None if bias is None else take(bias, which)
+        error = bias
+        if noise is not None:
+            error = noise * self._normal(rows, self._width)
+            error = error if bias is None else error + bias
         if error is None:
             return {}
         return {name: error[:, columns] for name, columns in self._columns.items()}

@@ -22,9 +22,12 @@ class History:
         self._newest = (self._newest + 1) % len(self.rows)
         self.rows[self._newest] = row
 
-    def fill(self, env_ids: Tensor, row: Tensor) -> None:
-        """Environments (K,) have had row (K, width) for ever."""
-        self.rows[:, env_ids] = row
+    def fill(self, which: Tensor, row: Tensor) -> None:
+        """Environments `which` have had row (K or N, width) for ever."""
+        if which.dtype == torch.bool:
+            self.rows.copy_(torch.where(which[:, None], row, self.rows))
+        else:
+            self.rows[:, which] = row
 
     def past(self, steps: Tensor) -> Tensor:
         """What was pushed `steps` (N,) or (N, S) pushes before the last: (N, ..., width)."""

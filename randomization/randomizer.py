@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 
 from widen.envs.perturbation import Readings
+from widen.envs.rows import count, put, take
 from widen.envs.scene import Scene
 from widen.envs.sim import BatchSim
 
 from .actuation import Actuation
 from .config import RandomizationConfig
-from .curriculum import Move, Uniform
+from .curriculum import Move, Records
+from .draws import Draws
 from .observation import Observation
 from .parameters import Parameter, Parts, check_scene, find
 
@@ -27,15 +30,25 @@ class Randomizer:
     their nominal values and cost nothing either, but keep their columns in `privileged`, so that
     a critic's input has the same width under every curriculum.
 
+    Values are drawn and results collected on the simulation's device; the curriculum decides on
+    the host whenever `settle` is called, or by itself after every `settle_every` ends. Processes
+    that train together `drain` their `Draws`, and one of them decides for all.
+
     Args:
         config: parameters and curriculum.
-        seed: of every draw and sample.
+        seed: of every draw and sample; processes that train together need different ones.
+        rank: of this process among them.
+
+    Attributes:
+        curriculum: bounds and rule.
+        settle_every: ends of episodes, or steps on a GPU, after which it settles; 0: never.
     """
 
-    curriculum: Uniform
+    settle_every = 1
 
-    def __init__(self, config: RandomizationConfig, seed: int = 0) -> None:
-        self.config = config
+    def __init__(self, config: RandomizationConfig, seed: int = 0, rank: int = 0) -> None:
+        self.config, self.rank = config, rank
+        self.curriculum = config.make_curriculum()
         self.ranges = config.ranges()
         self.parameters = [find(what.name) for what in self.ranges]
         self.num_privileged = len(self.parameters)
@@ -56,9 +69,9 @@ class Randomizer:
             ValueError: a listed parameter does not fit the scene.
         """
         check_scene([what.name for what in self.parameters], scene)
-        seeds = np.random.SeedSequence(self._seed).generate_state(2)
-        self.curriculum = self.config.make_curriculum(sim.num_envs, int(seeds[0]))
-        self._generator = torch.Generator(sim.device).manual_seed(int(seeds[1]))
+        self._generator = torch.Generator(sim.device).manual_seed(self._seed)
+        self._draws = Draws(self.curriculum, sim.num_envs, self.rank, self._generator)
+        self._ends = 0
         self._sim, self._parts = sim, Parts.of(scene, sim.device)
         self._make_rows()
         self._joints = torch.as_tensor(scene.joint_qpos, device=sim.device)
@@ -99,34 +112,67 @@ class Randomizer:
             for name, part, values in zip(self.model_fields, parts, nominal, strict=True)
         }
 
-    def begin(self, env_ids: Tensor) -> None:
-        drawn = torch.from_numpy(self.curriculum.draw(env_ids.cpu().numpy())).to(self.values.device)
-        self.values[env_ids] = drawn
-        self._privileged[env_ids] = ((drawn - self._nominal) / self._reach).float()
+    def begin(self, which: Tensor) -> None:
+        drawn = self._draws.begin(which)
+        put(self.values, which, drawn)
+        put(self._privileged, which, (drawn - self._nominal) / self._reach)
         if self.model_fields:
-            self._write_fields(env_ids, drawn)
+            self._write_fields(which, drawn)
         for effects, kind in ((self._actuation, "actuation"), (self._observation, "observation")):
             values = {what.name: drawn[:, self._column[what.name]] for what in self._by_kind[kind]}
-            effects.begin(env_ids, values)
+            effects.begin(which, values)
 
-    def _write_fields(self, env_ids: Tensor, drawn: Tensor) -> None:
+    def _write_fields(self, which: Tensor, drawn: Tensor) -> None:
         """Scale nominal rows by the drawn values (K, P) and hand them to the simulation.
 
         Starting from the nominal model makes parameters that share a field combine, and keeps
         one episode's values out of the next.
         """
-        self._all_rows[: len(env_ids)] = self._nominal_row
-        rows = {name: values[: len(env_ids)] for name, values in self._rows.items()}
+        self._all_rows[: count(which)] = self._nominal_row
+        rows = {name: values[: count(which)] for name, values in self._rows.items()}
         for what in self._by_kind["model"]:
             assert what.write is not None
             what.write(rows, self._parts, drawn[:, self._column[what.name]])
         for name, values in rows.items():
-            self._sim.per_env(name)[env_ids] = values
-        self._sim.commit(env_ids)
+            put(self._sim.per_env(name), which, values)
+        self._sim.commit(which)
 
-    def end(self, env_ids: Tensor, scores: Tensor, counted: Tensor) -> None:
-        arrays = (value.cpu().numpy() for value in (env_ids, scores, counted))
-        self._moves += self.curriculum.result(*arrays)
+    def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
+        self._draws.end(which, scores, counted)
+        self._ends += 1
+        if self.settle_every and self._ends % self.settle_every == 0:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let the curriculum judge what this process's episodes have shown since the last time."""
+        self.decide([self.records()])
+
+    def records(self) -> Records:
+        """This process's part of what `decide` needs; a result is given out once."""
+        return self._draws.drain()
+
+    def decide(self, records: Sequence[Records]) -> None:
+        """Let the curriculum judge the records of all processes."""
+        self._moves += self.curriculum.decide(records)
+        self._draws.refresh()
+
+    def shared_state(self) -> dict[str, Any]:
+        """What processes that train together have in common, as plain values."""
+        return {"curriculum": self.curriculum.state_dict(), "clock": self._draws.clock}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `shared_state`.
+
+        Raises:
+            ValueError: the state is of other parameters.
+        """
+        self.curriculum.load_state_dict(state["curriculum"])
+        self._draws.clock = int(state["clock"])
+        self._draws.refresh()
+
+    def widest(self) -> Randomizer:
+        """A fresh one that draws from the whole limits; see `Perturbation.widest`."""
+        return Randomizer(self.config.widest())
 
     def drain_moves(self) -> list[Move]:
         """The bounds that moved since the last call, in order."""
@@ -134,14 +180,15 @@ class Randomizer:
         return moves
 
     def act(self, target: Tensor, substeps: int) -> tuple[Tensor, Tensor | None]:
+        self._draws.clock += 1
         return self._actuation.act(target, substeps), None
 
     def observe(self, readings: Readings) -> Readings:
         return self._observation.observe(readings)
 
-    def observe_reset(self, readings: Readings, env_ids: Tensor) -> Readings:
-        self._actuation.hold(env_ids, self._sim.qpos[env_ids][:, self._joints])
-        return self._observation.observe_reset(readings, env_ids)
+    def observe_reset(self, readings: Readings, which: Tensor) -> Readings:
+        self._actuation.hold(which, take(self._sim.qpos, which)[:, self._joints])
+        return self._observation.observe_reset(readings, which)
 
     def privileged(self) -> Tensor:
         """(value - nominal) / largest distance of a limit from the nominal, (N, P), in -1..1."""
@@ -173,7 +220,8 @@ class Randomizer:
     def state_dict(self) -> dict[str, Any]:
         """See `Perturbation.state_dict`. Model fields are in the simulation's own state."""
         return {
-            "curriculum": self.curriculum.state_dict(),
+            "shared": self.shared_state(),
+            "draws": self._draws.state_dict(),
             "values": self.values.clone(),
             "privileged": self._privileged.clone(),
             "generator": self._generator.get_state(),
@@ -187,7 +235,8 @@ class Randomizer:
         Raises:
             ValueError: the state is of other parameters or another number of environments.
         """
-        self.curriculum.load_state_dict(state["curriculum"])
+        self.load_shared_state(state["shared"])
+        self._draws.load_state_dict(state["draws"])
         self.values.copy_(state["values"])
         self._privileged.copy_(state["privileged"])
         self._generator.set_state(state["generator"])

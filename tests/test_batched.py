@@ -61,7 +61,7 @@ def test_time_up_is_truncation_and_the_last_observation_is_kept() -> None:
     assert not torch.equal(
         result.final_obs["actor"][:, :frame], result.final_obs["actor"][:, frame:]
     )
-    assert result.episodes["length"].tolist() == [10, 10, 10, 10]
+    assert result.episodes.rows()["length"].tolist() == [10, 10, 10, 10]
     assert (env.age == 0).all()
     assert not torch.equal(before, env.sim.qpos)
 
@@ -79,9 +79,9 @@ def test_a_drop_terminates_and_costs() -> None:
     assert result.terminated.tolist() == [False, True, False]
     assert not result.truncated.any()
     assert result.reward[1] < -19.0
-    assert result.episodes["env_ids"].tolist() == [1]
-    assert result.episodes["failed"].tolist() == [True]
-    assert result.episodes["score"].tolist() == [0.0]
+    assert result.episodes.rows()["env_ids"].tolist() == [1]
+    assert result.episodes.rows()["failed"].tolist() == [True]
+    assert result.episodes.rows()["score"].tolist() == [0.0]
 
 
 def test_goals_reached_by_turning_the_cube_by_hand() -> None:
@@ -129,7 +129,7 @@ def test_staggered_first_episodes_are_not_counted() -> None:
     lengths, ended = [], 0
     for _ in range(20):
         result = env.step(torch.zeros(64, 16))
-        lengths += result.episodes["length"].tolist()
+        lengths += result.episodes.rows()["length"].tolist()
         ended += int((result.terminated | result.truncated).sum())
     assert ended >= 64
     # only those that began at age 0 lasted a whole episode within these 20 steps
@@ -148,7 +148,7 @@ def test_a_diverged_environment_leaves_the_others_alone() -> None:
             assert b.obs[name].isfinite().all()
             assert torch.equal(a.obs[name][[0, 2]], b.obs[name][[0, 2]])
         assert b.reward.isfinite().all()
-        assert 1 not in b.episodes["env_ids"].tolist()
+        assert 1 not in b.episodes.rows()["env_ids"].tolist()
     assert bad.divergences >= 1
     assert good.divergences == 0
 

@@ -67,6 +67,7 @@ def set_values(made: Randomizer, name: str, values: list[float]) -> None:
     column = [what.name for what in made.parameters].index(name)
     for env, value in enumerate(values):
         made.curriculum.bounds[column] = value
+        made.settle()  # which takes the bounds to the device
         made.begin(torch.tensor([env]))
 
 

@@ -88,10 +88,11 @@ def evaluate(
     fresh = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     while int(done.min()) < quota:
         result = step(obs, fresh)
-        ids = result.episodes["env_ids"]
+        ended = result.episodes.rows()
+        ids = ended["env_ids"]
         wanted = done[ids] < quota
-        goals += result.episodes["score"][wanted].tolist()
-        drops += int(result.episodes["failed"][wanted].sum())
+        goals += ended["score"][wanted].tolist()
+        drops += int(ended["failed"][wanted].sum())
         done[ids] += 1
         if (lost := env.divergences - lost_before) > quota * env.num_envs:
             raise ValueError(

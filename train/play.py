@@ -49,7 +49,7 @@ def play(trial: Trial, seconds: float | None) -> Iterator[Moment]:
     for k in range(1, steps + 1):
         result = step(obs, fresh)
         obs, fresh = result.obs, result.terminated | result.truncated
-        before += int(result.episodes["score"].sum())
+        before += int(result.episodes.rows()["score"].sum())
         drops += bool(result.terminated)
         yield Moment(before + int(env.score[0]), drops, k * env.control_dt)
         if seconds is None and bool(fresh):

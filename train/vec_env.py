@@ -62,7 +62,7 @@ class HandVecEnv(VecEnv):
                     "terminal_observation": last,
                     "TimeLimit.truncated": bool(truncated[i]),
                 }
-            self._episode_infos(infos, result.episodes)
+            self._episode_infos(infos, result.episodes.rows())
         return self._numpy(result.obs), result.reward.cpu().numpy(), done, infos
 
     @staticmethod
