@@ -14,7 +14,7 @@ from .hand import load_hand
 from .perturbation import NoPerturbation, Perturbation
 from .rows import count, merge, put, take
 from .scene import Scene, build_scene
-from .sim import BatchSim, SimConfig, make_sim
+from .sim import BatchSim, SimConfig, make_sim, resolve_backend
 from .task import Outcome, Task, task_class
 
 Obs = dict[str, Tensor]
@@ -135,6 +135,10 @@ class BatchedEnv:
             iterations=sim.iterations,
         )
         self.perturbation = perturbation if perturbation is not None else NoPerturbation()
+        if resolve_backend(sim) == "warp":
+            from .probe import with_room  # which makes a BatchedEnv
+
+            sim = with_room(sim, self.perturbation, task, hand, object_name, config)
         self.sim: BatchSim = make_sim(
             self.scene.model,
             config.num_envs,

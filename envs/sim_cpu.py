@@ -60,6 +60,7 @@ class CpuSim:
         self.qvel = torch.from_numpy(self._batch.bind("qvel"))
         self.diverged = torch.zeros(num_envs, dtype=torch.bool)
         self.overflow = torch.zeros(num_envs, dtype=torch.bool)  # memory grows as it is needed
+        self._ncon, self._nefc = (_view(self._batch.bind(name)) for name in ("ncon", "nefc"))
         self._ctrl = torch.empty(num_envs, 0, self.model.nu, dtype=torch.float64)
         self._wrench = self._wrench_view(wrench_body)
         self._wrench_set = False
@@ -72,7 +73,7 @@ class CpuSim:
         self.commit(torch.arange(num_envs))
         self._sensor_stage = _NO_STAGE
         if current_sensors:
-            self.sensordata = self._bind_sensors()
+            self.sensordata = _view(self._batch.bind("sensordata"))
             self._sensor_stage = int(self.model.sensor_needstage.max(initial=_NO_STAGE))
             self._update_sensors(None)
         else:  # a task that reads them all the same shall notice
@@ -145,6 +146,16 @@ class CpuSim:
             self.diverged |= ~torch.isfinite(total)
 
     @property
+    def ncon(self) -> Tensor:
+        """(N,) contacts in the last simulation step, a live view."""
+        return self._ncon
+
+    @property
+    def nefc(self) -> Tensor:
+        """(N,) constraint rows in the last simulation step, a live view."""
+        return self._nefc
+
+    @property
     def state(self) -> np.ndarray:
         """(N, nstate) MuJoCo's integration state, a live view."""
         return self._batch.state
@@ -212,12 +223,6 @@ class CpuSim:
             except SimulationError as error:
                 self.diverged[torch.from_numpy(error.ids)] = True
 
-    def _bind_sensors(self) -> Tensor:
-        # The batch hands outputs out read-only and torch has no read-only tensors.
-        sensordata = self._batch.bind("sensordata").view()
-        sensordata.flags.writeable = True
-        return torch.from_numpy(sensordata)
-
     def _expand(self, name: str) -> Tensor:
         try:
             return torch.from_numpy(self._batch.expand(name))
@@ -232,6 +237,13 @@ class CpuSim:
             near = difflib.get_close_matches(body, names) or names
             raise ValueError(f"wrench_body: no body {body!r} in the model; nearest: {near}")
         return torch.from_numpy(self._batch.bind("xfrc_applied"))[:, self.model.body(body).id]
+
+
+def _view(output: np.ndarray) -> Tensor:
+    # The batch hands outputs out read-only and torch has no read-only tensors.
+    writeable = output.view()
+    writeable.flags.writeable = True
+    return torch.from_numpy(writeable)
 
 
 def _ids(which: Tensor) -> Tensor:
