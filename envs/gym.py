@@ -20,7 +20,9 @@ def _make(task: str, num_envs: int, options: dict[str, Any]) -> BatchedEnv:
     options = dict(options)
     names = EnvConfig.model_fields.keys() - {"num_envs"}
     config = {key: options.pop(key) for key in tuple(options) if key in names}
-    sim = SimConfig(**options.pop("sim", {"threads": 1} if num_envs == 1 else {}))
+    # one environment is slower on a GPU than on a processor
+    alone = {"backend": "cpu", "threads": 1}
+    sim = SimConfig(**options.pop("sim", alone if num_envs == 1 else {}))
     env = BatchedEnv(task, config=EnvConfig(num_envs=num_envs, **config), sim=sim, **options)
     # until reset(seed=...) every environment draws its own episodes, as gymnasium has it
     env.generator.seed()

@@ -24,10 +24,14 @@ def take(x: Tensor, which: Tensor) -> Tensor:
 
 def put(x: Tensor, which: Tensor, values: Tensor | float) -> None:
     """Write values, a number or (K, ...) for ids and (N, ...) for a mask, into x (N, ...)."""
-    if which.dtype == torch.bool:
-        x.copy_(merge(x, which, values))
+    if isinstance(values, Tensor):
+        values = values.to(x.dtype)
+    if which.dtype != torch.bool:
+        x[which] = values
+    elif isinstance(values, Tensor):
+        torch.where(_beside(which, x), values, x, out=x)
     else:
-        x[which] = values.to(x.dtype) if isinstance(values, Tensor) else values
+        x.masked_fill_(_beside(which, x), values)
 
 
 def merge(x: Tensor, which: Tensor, values: Tensor | float) -> Tensor:
@@ -36,7 +40,11 @@ def merge(x: Tensor, which: Tensor, values: Tensor | float) -> Tensor:
         fresh = x.clone()
         put(fresh, which, values)
         return fresh
-    mask = which.view(-1, *[1] * (x.ndim - 1))
     if isinstance(values, Tensor):
-        return torch.where(mask, values.to(x.dtype), x)
-    return x.masked_fill(mask, values)
+        return torch.where(_beside(which, x), values.to(x.dtype), x)
+    return x.masked_fill(_beside(which, x), values)
+
+
+def _beside(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask (N,) in a shape that goes with x (N, ...)."""
+    return mask.view(-1, *[1] * (x.ndim - 1))
