@@ -1,0 +1,187 @@
+"""Everything that a GPU has to show, in one call of less than nine minutes.
+
+    python benchmarks/gpu.py --out results            on a machine with a GPU
+    python benchmarks/gpu.py --out results --smoke    a few seconds of each section, on any machine
+
+Every section runs in a process of its own with its own time limit, so that one that crashes or
+hangs costs only itself. Writes gpu.json and gpu.md into the folder and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+TOTAL = 530.0  # [s], of nine minutes
+LIMITS = {  # [s]; what a section does not use is left to the next ones
+    "simulation": 170,
+    "training": 120,
+    "score": 150,
+    "profile": 60,
+    "curriculum": 180,
+    "correctness": 150,
+}
+LEAST = 25.0  # [s]; a section is not begun with less
+PACKAGES = ("widen", "mujoco", "mujoco-warp", "warp-lang", "torch", "stable-baselines3", "numpy")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything work?")
+    parser.add_argument("--only", nargs="+", choices=list(LIMITS), default=list(LIMITS))
+    parser.add_argument("--section", choices=list(LIMITS), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything together")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.section:
+        run_section(args.section, args.smoke, args.out)
+        return 0
+    began = time.monotonic()
+    result: dict[str, Any] = {"machine": machine(), "smoke": args.smoke, "sections": {}}
+    for name in args.only:
+        left = args.seconds - (time.monotonic() - began)
+        limit = left if args.smoke else min(LIMITS[name], left)
+        result["sections"][name] = start_section(name, args, limit)
+        # after every section: whatever happens next, this is kept
+        write(result, args.out)
+    print((args.out / "gpu.md").read_text(encoding="utf-8"))
+    return 0 if all("error" not in one for one in result["sections"].values()) else 1
+
+
+def start_section(name: str, args: argparse.Namespace, limit: float) -> dict[str, Any]:
+    """Run a section in a process of its own; its result, or an error in one line."""
+    if limit < LEAST:
+        return {"error": f"not begun: {limit:.0f} s were left"}
+    command = [sys.executable, __file__, "--out", str(args.out), "--section", name]
+    env = {**os.environ, "GPU_BENCH_OUT": str(args.out)}
+    began = time.monotonic()
+    log = args.out / f"{name}.log"
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            code = subprocess.run(
+                command + ["--smoke"] * args.smoke,
+                timeout=limit,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=env,
+                check=False,
+            ).returncode
+    except subprocess.TimeoutExpired:
+        return {"error": f"took more than {limit:.0f} s", "log": tail(log)}
+    seconds = round(time.monotonic() - began, 1)
+    part = args.out / f"{name}.json"
+    if code or not part.exists():
+        return {"error": f"exit code {code}", "seconds": seconds, "log": tail(log)}
+    return {**json.loads(part.read_text(encoding="utf-8")), "seconds": seconds}
+
+
+def run_section(name: str, smoke: bool, out: Path) -> None:
+    import gpu_sections as sections
+
+    part = out / f"{name}.json"
+    part.unlink(missing_ok=True)
+    found = sections.SECTIONS[name](sections.SMOKE if smoke else sections.Size())
+    part.write_text(json.dumps(found), encoding="utf-8")
+
+
+def tail(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    about: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "gpu": None,
+        "processors": os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+    if torch.cuda.is_available():
+        what = torch.cuda.get_device_properties(0)
+        about |= {"gpu": what.name, "gpu_memory_gb": round(what.total_memory / 1e9, 1)}
+    return about
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    (out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "gpu.md").write_text(table(result), encoding="utf-8")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    about, sections = result["machine"], result["sections"]
+    lines = [f"# {about['gpu'] or 'CPU device'}, {about['date']}", ""]
+    lines += [", ".join(f"{k} {v}" for k, v in about["versions"].items()), ""]
+    for name, one in sections.items():
+        lines += [f"## {name}" + (f" ({one['seconds']} s)" if "seconds" in one else ""), ""]
+        if "error" in one:
+            lines += [f"failed: {one['error']}", *one.get("log", ()), ""]
+        else:
+            lines += [*RENDER.get(name, _plain)(one), ""]
+    return "\n".join(lines)
+
+
+def _grid(rows: list[dict[str, Any]]) -> list[str]:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(key)) for key in keys] for row in rows]
+    rule = ["---"] * len(keys)
+    return ["| " + " | ".join(row) + " |" for row in (keys, rule, *cells)]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return "" if value is None else str(value)
+
+
+def _rows(one: dict[str, Any]) -> list[str]:
+    return _grid(one["rows"])
+
+
+def _plain(one: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}: {_cell(value)}" for key, value in one.items() if key not in ("tail", "seconds")
+    ]
+
+
+def _scored(one: dict[str, Any]) -> list[str]:
+    trained = one["train"]
+    lines = [f"trained {trained['seconds']} s, {trained['steps']} steps, {one['wall_s']} s in all"]
+    for name in ("warp_backend", "cpu_backend"):
+        lines.append(f"{name}: {one[name]['goals_mean']} goals, {one[name]['drop_rate']} dropped")
+    return [*lines, "", *_grid(one["curve"])]
+
+
+def _profiled(one: dict[str, Any]) -> list[str]:
+    return ["```", *one["table"].splitlines(), "```"]
+
+
+RENDER = {
+    "simulation": _rows,
+    "training": _rows,
+    "score": _scored,
+    "curriculum": _scored,
+    "profile": _profiled,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
