@@ -48,3 +48,9 @@ def merge(x: Tensor, which: Tensor, values: Tensor | float) -> Tensor:
 def _beside(mask: Tensor, x: Tensor) -> Tensor:
     """The mask (N,) in a shape that goes with x (N, ...)."""
     return mask.view(-1, *[1] * (x.ndim - 1))
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError, which names the array, if its shape is another."""
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")

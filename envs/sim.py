@@ -26,7 +26,8 @@ class SimConfig(BaseModel):
     iterations: int = Field(default=10, ge=1, le=1000)
     """solver iterations; with 4 the solver stops unconverged and kicks the object"""
     nconmax: int = Field(default=0, ge=0, le=100_000)
-    """warp: room for contacts, per environment on average; 0: measured by a trial on the CPU"""
+    """warp: room for contacts and near pairs of geoms, per environment on average; 0: measured by
+    a trial on the CPU"""
     njmax: int = Field(default=0, ge=0, le=100_000)
     """warp: room for constraint rows in every environment; 0: measured by a trial on the CPU"""
 

@@ -16,7 +16,7 @@ import torch
 from mujoco.batch import Batch, SimulationError
 from torch import Tensor
 
-from .rows import count
+from .rows import check_shape, count
 
 _CTRL = int(mujoco.mjtState.mjSTATE_CTRL)
 _NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)
@@ -100,8 +100,8 @@ class CpuSim:
             raise ValueError(f"commit: {error}") from None
 
     def reset(self, which: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        _check_shape("qpos", qpos, (count(which), self.model.nq))
-        _check_shape("qvel", qvel, (count(which), self.model.nv))
+        check_shape("qpos", qpos, (count(which), self.model.nq))
+        check_shape("qvel", qvel, (count(which), self.model.nv))
         if which.dtype == torch.bool:
             qpos, qvel = qpos[which], qvel[which]
         env_ids = _ids(which)
@@ -123,7 +123,7 @@ class CpuSim:
         if ctrl.ndim != 3 or ctrl.shape[1] == 0:
             raise ValueError(f"ctrl: expected (N, substeps, nu), got {tuple(ctrl.shape)}")
         substeps = ctrl.shape[1]
-        _check_shape("ctrl", ctrl, (self.num_envs, substeps, self.model.nu))
+        check_shape("ctrl", ctrl, (self.num_envs, substeps, self.model.nu))
         if self._ctrl.shape[1] != substeps:
             self._ctrl = torch.empty(ctrl.shape, dtype=torch.float64)
         self._ctrl.copy_(ctrl)
@@ -179,16 +179,19 @@ class CpuSim:
         """Inverse of `state_dict`.
 
         Raises:
-            ValueError: the state is of another model, number of environments or set of fields.
+            ValueError: the state is of another backend, model, number of environments or set of
+                fields.
         """
-        _check_shape("state", state["state"], tuple(self._state.shape))
+        if "state" not in state:
+            raise ValueError("state: expected one of sim.backend cpu, got one of warp")
+        check_shape("state", state["state"], tuple(self._state.shape))
         if set(state["fields"]) != set(self._fields):
             raise ValueError(
                 f"state: its model fields are {sorted(state['fields'])},"
                 f" the simulation's {sorted(self._fields)}"
             )
         for name, values in self._fields.items():
-            _check_shape(name, state["fields"][name], tuple(values.shape))
+            check_shape(name, state["fields"][name], tuple(values.shape))
             values.copy_(state["fields"][name])
         self.commit(torch.arange(self.num_envs))
         self._state.copy_(state["state"])
@@ -205,7 +208,7 @@ class CpuSim:
             return
         if self._wrench is None:
             raise ValueError("wrench: the simulation was made without a wrench_body")
-        _check_shape("wrench", wrench, (self.num_envs, 6))
+        check_shape("wrench", wrench, (self.num_envs, 6))
         self._wrench.copy_(wrench)
         self._wrench_set = True
 
@@ -255,11 +258,6 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
 
 
 @contextmanager

@@ -13,8 +13,7 @@ import warp as wp
 from torch import Tensor
 
 from . import warp_model
-from .rows import count, put
-from .sim_cpu import _check_shape
+from .rows import check_shape, count, put
 
 wp.set_module_options({"enable_backward": False})
 
@@ -24,9 +23,10 @@ _STATE = (
     *("qfrc_applied", "xfrc_applied", "eq_active", "mocap_pos", "mocap_quat", "userdata"),
 )
 # No setting mends the other kinds, and a solver that stops at its last iteration is none.
-_OVERFLOW = mjw.OverflowType
-_OF_ROWS = wp.constant(int(_OVERFLOW.NEFC | _OVERFLOW.NJMAX_NNZ))
-_OF_CONTACTS = wp.constant(int(_OVERFLOW.BROADPHASE | _OVERFLOW.NARROWPHASE | _OVERFLOW.CCD))
+_OF_ROWS = wp.constant(int(mjw.OverflowType.NEFC | mjw.OverflowType.NJMAX_NNZ))
+_OF_CONTACTS = wp.constant(
+    int(mjw.OverflowType.BROADPHASE | mjw.OverflowType.NARROWPHASE | mjw.OverflowType.CCD)
+)
 # Sensors that need the poses of bodies and nothing that follows from them.
 _OF_POSES = {
     int(getattr(mujoco.mjtSensor, f"mjSENS_{name}"))
@@ -184,18 +184,18 @@ class WarpSim:
         self._launch(self._const_graph)
 
     def reset(self, which: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        _check_shape("qpos", qpos, (count(which), self.model.nq))
-        _check_shape("qvel", qvel, (count(which), self.model.nv))
+        check_shape("qpos", qpos, (count(which), self.model.nq))
+        check_shape("qvel", qvel, (count(which), self.model.nv))
+        new = self._initial | {"qpos": qpos, "qvel": qvel}
         for name, values in self._state.items():
-            given = {"qpos": qpos, "qvel": qvel}.get(name, self._initial[name])
-            put(values, which, given.expand(count(which), *values.shape[1:]))
+            put(values, which, new[name].expand(count(which), *values.shape[1:]))
         self._launch(self._sensor_graph)
 
     def step(self, ctrl: Tensor, wrench: Tensor | None = None) -> None:
         if ctrl.ndim != 3 or ctrl.shape[1] == 0:
             raise ValueError(f"ctrl: expected (N, substeps, nu), got {tuple(ctrl.shape)}")
         substeps = ctrl.shape[1]
-        _check_shape("ctrl", ctrl, (self.num_envs, substeps, self.model.nu))
+        check_shape("ctrl", ctrl, (self.num_envs, substeps, self.model.nu))
         if substeps not in self._step_graphs:
             self._step_graphs[substeps] = self._record_step(substeps)
         buffer, graph = self._step_graphs[substeps]
@@ -243,7 +243,7 @@ class WarpSim:
                     f"state: its {what} are {sorted(state[what])}, the simulation's {sorted(own)}"
                 )
             for name, values in own.items():
-                _check_shape(name, state[what][name], tuple(values.shape))
+                check_shape(name, state[what][name], tuple(values.shape))
         for what, own in ("arrays", self._state), ("fields", self._fields):
             for name, values in own.items():
                 values.copy_(state[what][name])
@@ -263,7 +263,7 @@ class WarpSim:
         if wrench is not None:
             if self._wrench is None:
                 raise ValueError("wrench: the simulation was made without a wrench_body")
-            _check_shape("wrench", wrench, (self.num_envs, 6))
+            check_shape("wrench", wrench, (self.num_envs, 6))
             self._wrench.copy_(wrench)
         elif self._wrench is not None and self._wrench_set:
             self._wrench.zero_()

@@ -49,10 +49,19 @@ _SWITCHES = {
 
 @functools.cache
 def start(device: torch.device) -> wp.Device:
-    """Warp's name for a device of torch; quiet, but for one line where it is a CPU."""
+    """Warp's name for a device of torch; quiet, but for one line where it is a CPU.
+
+    Raises:
+        ValueError: Warp cannot use the CUDA device that torch can.
+    """
     wp.config.log_level = wp.LOG_WARNING
     with contextlib.nullcontext() if torch.cuda.is_available() else _no_driver_warning():
         wp.init()
+    if device.type == "cuda" and not wp.is_cuda_available():
+        raise ValueError(
+            "sim.backend: warp finds no CUDA device though torch does; expected a newer NVIDIA"
+            " driver, or backend cpu"
+        )
     if device.type == "cpu":
         print(
             "note: MuJoCo Warp runs on the CPU, which is slow and meant for tests; it compiles"
@@ -60,23 +69,6 @@ def start(device: torch.device) -> wp.Device:
             file=sys.stderr,
         )
     return wp.device_from_torch(device)
-
-
-def refuse(model: mujoco.MjModel) -> None:
-    """Refuse what MuJoCo Warp would leave out, or carry state for that we do not.
-
-    What it cannot do at all it says itself, in `put_model`.
-
-    Raises:
-        ValueError: names the features.
-    """
-    found = {
-        "flexible bodies": model.nflex > 0,
-        "sleeping": bool(model.opt.enableflags & int(mujoco.mjtEnableBit.mjENBL_SLEEP)),
-        "delayed sensors": bool(model.sensor_history.any()),
-    }
-    if any(found.values()):
-        raise _unsupported(", ".join(name for name, there in found.items() if there))
 
 
 def put_model(
@@ -88,7 +80,7 @@ def put_model(
         ValueError: MuJoCo Warp lacks a feature of the model, or a field is not one that it can
             vary.
     """
-    refuse(model)
+    _refuse(model)
     for name in fields:
         _check_field(model, name)
     sizes = {name: num_worlds for name in fields if not name.startswith("opt.")}
@@ -104,9 +96,10 @@ def put_model(
         raise _unsupported(" ".join(str(error).split())) from None
     views = {}
     for name in fields:
-        if name.startswith("opt."):
-            _batch_option(m.opt, name.removeprefix("opt."), num_worlds)
-        array = getattr(m.opt, name[4:]) if name.startswith("opt.") else getattr(m, name)
+        option = name.removeprefix("opt.")
+        if option != name:
+            _batch_option(m.opt, option, num_worlds)
+        array = getattr(m, name) if option == name else getattr(m.opt, option)
         views[name] = wp.to_torch(array).view(num_worlds, *_nominal(model, name).shape)
     m.opt.warn_overflow = 0
     m.opt.graph_conditional = not wp.get_device().is_cuda or wp.is_conditional_graph_supported()
@@ -136,6 +129,17 @@ def _with_box_contacts(model: mujoco.MjModel) -> mujoco.MjModel:
     model = copy.copy(model)
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_NATIVECCD)
     return model
+
+
+def _refuse(model: mujoco.MjModel) -> None:
+    """Refuse what has state that `WarpSim` does not know; mjw.put_model refuses what it lacks."""
+    found = {
+        "flexible bodies": model.nflex > 0,
+        "sleeping": bool(model.opt.enableflags & int(mujoco.mjtEnableBit.mjENBL_SLEEP)),
+        "delayed sensors": bool(model.sensor_history.any()),
+    }
+    if any(found.values()):
+        raise _unsupported(", ".join(name for name, there in found.items() if there))
 
 
 def _check_field(model: mujoco.MjModel, name: str) -> None:

@@ -92,7 +92,8 @@ def test_equals_mj_step_over_compiled_models(backend: str, sensors: str) -> None
         for substeps in (4, 1, 3, 4, 4, 4):
             ctrl = rng.uniform(-1, 1, (N, substeps, NU))
             wrench = rng.normal(size=(N, 6)) * 0.2 if rng.random() < 0.3 else None
-            sim.step(*on(sim, ctrl), None if wrench is None else on(sim, wrench)[0])
+            held = None if wrench is None else on(sim, wrench)[0]
+            sim.step(on(sim, ctrl)[0], held)
             truth.step(ctrl, wrench)
             compare()
             assert not sim.diverged.any()
