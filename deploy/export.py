@@ -202,14 +202,16 @@ def export_policy(
 
 
 def export_runner(runner: Any, path: str | Path) -> ExportReport:
-    """Export what a `train.runner.Runner` holds in memory; its training may go on afterwards.
+    """Export what a `train.runner.Runner` or a `train.trained.Trained` holds in memory.
+
+    A training may go on afterwards.
 
     Raises:
         ValueError: as `export_policy`.
     """
     env, config = runner.env, runner.config
     layout = task_class(config.task).layout(env.scene)
-    graph = PolicyGraph(layout, env.encoder, env.actions, runner.ppo.policy)
+    graph = PolicyGraph(layout, env.encoder, env.actions, runner.policy)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     contract = describe(
         env.scene,
@@ -221,7 +223,7 @@ def export_runner(runner: Any, path: str | Path) -> ExportReport:
         randomization=runner.randomizer.table(),
         npd=runner.randomizer.npd(),
         training={
-            "steps": runner.ppo.num_timesteps,
+            "steps": runner.steps,
             "seed": config.seed,
             "config": text,
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import io
 import json
 import os
 import signal
@@ -12,52 +10,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import SMALL, Answer, answer_of, widen
 
 from widen.envs.hand import load_hand
-from widen.train import cli, cli_lists, cli_show, play
+from widen.train import cli_lists, cli_show, play
 from widen.train.cli_policy import open_trial
+from widen.train.cli_train import resume_command
 from widen.train.config import load_config
+from widen.train.ranks import Ranks
 
-SMALL = {
-    "task": "fingertip_reach",
-    "env": {"num_envs": 16, "episode_seconds": 2},
-    "sim": {"threads": 1},
-    "ppo": {"steps": 4, "iterations": 3, "threads": 1},
-    "policy": {"hidden": [16]},
-    "evaluation": {"episodes": 4},
-    "randomization": {
-        "curriculum": "uniform",
-        "parameters": {"joint_damping": {}, "joint_noise": {"range": [0.0, 0.01]}},
-    },
-}
 HEAVY = {"torch", "mujoco", "stable_baselines3", "gymnasium", "onnxruntime", "onnx", "numpy"}
 VERBS = ("train", "monitor", "eval", "play", "export", "verify", "run", "list", "bench")
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def widen(*arguments: str | Path) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(argument) for argument in arguments])
-    return Answer(code, out.getvalue(), err.getvalue())
-
-
-def answer_of(*arguments: str | Path) -> Any:
-    """The JSON of a command that must succeed; nothing else may stand on stdout."""
-    answer = widen(*arguments, "--json")
-    assert answer.code == 0, answer.err
-    return json.loads(answer.out)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +233,7 @@ def test_run_on_ones_own_robot(policy: Path, folder: Path, monkeypatch: pytest.M
 
 def test_commands_to_copy_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
     cli_show.exported(Path("my runs/policy.onnx"), 1000, 0.0)
-    cli_show.interrupted(Path("my run"), saved=True)
+    cli_show.interrupted(resume_command(Path("my run"), Ranks()), saved=True)
     out, err = capsys.readouterr()
     assert out.endswith("run    widen run 'my runs/policy.onnx' --robot sim\n")
     assert "widen train 'my run/config.yaml' --run-dir 'my run' --resume" in err

@@ -6,113 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from line_env import LineEnv, learn, log_of, make
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
-from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from widen.envs.batched import StepResult
-from widen.train.policy import PolicyConfig
 from widen.train.ppo import PPOConfig, WidenPPO
+from widen.train.timing import Stopwatch
 from widen.train.vec_env import HandVecEnv
-
-
-class LineEnv:
-    """Points on lines, pushed toward a target; out of bounds fails, 12 steps are the limit."""
-
-    def __init__(self, num_envs: int = 16, private: int = 2, nu: int = 2) -> None:
-        self.num_envs, self.private, self.num_actions = num_envs, private, nu
-        self.device = torch.device("cpu")
-        self.num_actor_obs, self.num_critic_obs = 2 * nu, 2 * nu + private
-        self.generator = torch.Generator().manual_seed(5)
-        self.x = self.target = torch.zeros(num_envs, nu)
-        self.age, self.total, self.score = torch.zeros(3, num_envs)
-
-    def _random(self) -> torch.Tensor:
-        return torch.rand(self.num_envs, self.num_actions, generator=self.generator) * 2 - 1
-
-    def _obs(self) -> dict[str, torch.Tensor]:
-        actor = torch.cat([self.x, self.target], -1)
-        age = (self.age / 12.0).unsqueeze(-1).expand(-1, self.private)
-        return {"actor": actor, "critic": torch.cat([actor, age], -1)}
-
-    def reset(self) -> dict[str, torch.Tensor]:
-        self.x, self.target = self._random(), self._random()
-        self.age = torch.arange(self.num_envs).remainder(12).float()  # staggered
-        self.total, self.score = torch.zeros(2, self.num_envs)
-        return self._obs()
-
-    def step(self, action: torch.Tensor) -> StepResult:
-        self.x = self.x + 0.3 * action
-        distance = (self.x - self.target).norm(dim=-1)
-        effort = -0.01 * action.square().sum(-1)
-        reward = effort - distance
-        near = distance < 0.15
-        self.age, self.total, self.score = self.age + 1, self.total + reward, self.score + near
-        failed = self.x.abs().amax(-1) > 1.6
-        truncated = (self.age >= 12) & ~failed
-        done = failed | truncated
-        episodes = {
-            "env_ids": done.nonzero().flatten(),
-            "score": self.score[done],
-            "length": self.age[done],
-            "return": self.total[done],
-            "failed": failed[done],
-        }
-        final = self._obs()
-        row = done.unsqueeze(-1)
-        self.x = torch.where(row, self._random(), self.x)
-        self.target = torch.where(row, self._random(), self.target)
-        self.age, self.total, self.score = (x * ~done for x in (self.age, self.total, self.score))
-        terms = {"effort": effort.mean(), "distance": -distance.mean()}
-        return StepResult(self._obs(), reward, failed, truncated, final, episodes, terms)
-
-    def state(self) -> dict:
-        tensors = {k: getattr(self, k).clone() for k in ("x", "target", "age", "total", "score")}
-        return tensors | {"generator": self.generator.get_state()}
-
-    def load(self, state: dict) -> None:
-        self.generator.set_state(state["generator"])
-        for key in ("x", "target", "age", "total", "score"):
-            setattr(self, key, state[key].clone())
-
-
-class Memory(KVWriter):
-    """Keeps what the logger writes, one dict per iteration."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict] = []
-
-    def write(self, key_values, key_excluded, step=0):
-        self.rows.append(dict(key_values))
-
-
-def make(
-    config: PPOConfig,
-    env: LineEnv | None = None,
-    policy_config: PolicyConfig | None = None,
-) -> WidenPPO:
-    """Its written log is `log_of(ppo)`."""
-    vec_env = HandVecEnv(env or LineEnv(), privileged=True)  # type: ignore
-    if config.threads == 0:  # more than one thread is slower at this size
-        config = config.model_copy(update={"threads": 1})
-    policy_config = policy_config or PolicyConfig(hidden=[16, 16])
-    ppo = WidenPPO(vec_env, config, policy_config, seed=3, device="cpu")
-    ppo.set_logger(Logger(None, [Memory()]))
-    return ppo
-
-
-def log_of(ppo: WidenPPO) -> list[dict]:
-    return ppo.logger.output_formats[0].rows  # type: ignore
-
-
-def learn(ppo: WidenPPO, iterations: int, callback: BaseCallback | None = None) -> WidenPPO:
-    fresh = ppo.num_timesteps == 0
-    ppo.learn(iterations * ppo.n_steps * ppo.n_envs, callback, reset_num_timesteps=fresh)
-    return ppo
-
 
 # ---- one update against the library
 
@@ -158,9 +61,12 @@ def test_rollout_and_update_equal_those_of_stable_baselines3(monkeypatch: pytest
         device="cpu",
     )
     ours.env.reset(), reference.env.reset()  # seed both in the same way before `learn` does
-    start = {k: v.clone() for k, v in ours.policy.state_dict().items() if "extractor." not in k}
-    start |= {k: v for k, v in ours.policy.state_dict().items() if k.startswith("mlp")}
-    reference.policy.load_state_dict({k: v.clone() for k, v in start.items()})
+    start = {
+        k: v.clone()
+        for k, v in ours.policy.state_dict().items()
+        if k.startswith("mlp") or "extractor." not in k
+    }
+    reference.policy.load_state_dict(start)
 
     learn(ours, 1)
 
@@ -245,20 +151,27 @@ def test_learning_rate_stays_near_the_target():
 # ---- the whole
 
 
-def test_learns_to_reach_a_target_on_a_line():
-    ppo = make(PPOConfig(learning_rate_max=1e-2), LineEnv(64))
-    means = []
+class Rewards(BaseCallback):
+    """Mean reward of every rollout's last step."""
 
-    class Record(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
+    def __init__(self) -> None:
+        super().__init__()
+        self.means: list[float] = []
 
-        def _on_rollout_end(self) -> None:
-            means.append(self.locals["result"].reward.mean().item())
+    def _on_step(self) -> bool:
+        return True
 
-    learn(ppo, 25, Record())
-    assert np.mean(means[:2]) < -0.7
-    assert np.mean(means[-3:]) > -0.4
+    def _on_rollout_end(self) -> None:
+        self.means.append(self.locals["result"].reward.mean().item())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_learns_to_reach_a_target_on_a_line(precision: str):
+    rewards = Rewards()
+    config = PPOConfig(learning_rate_max=1e-2, precision=precision)  # type: ignore
+    learn(make(config, LineEnv(64)), 40, rewards)
+    assert np.mean(rewards.means[:2]) < -0.7
+    assert np.mean(rewards.means[-3:]) > -0.4
 
 
 def test_logs_carry_the_usual_keys_and_ours():
@@ -281,6 +194,111 @@ def test_logs_carry_the_usual_keys_and_ours():
     shares = [last[f"time/share_{k}"] for k in ("simulation", "inference", "update")]
     assert min(shares) > 0
     assert sum(shares) <= 1
+    assert sorted(ppo.last_shares.values()) == sorted(shares)
+
+
+# ---- precision and compilation
+
+
+def test_lower_precision_is_the_networks_alone_and_nearly_the_same():
+    exact = learn(make(PPOConfig(steps=12)), 2)
+    rounded = learn(make(PPOConfig(steps=12, precision="bfloat16")), 2)
+    expected = exact.policy.state_dict()
+    differences = []
+    for name, value in rounded.policy.state_dict().items():
+        assert value.dtype == expected[name].dtype
+        torch.testing.assert_close(value, expected[name], rtol=0.05, atol=2e-3)
+        differences.append(not torch.equal(value, expected[name]))
+    assert sum(differences) > len(differences) / 2
+    for name in ("values", "log_probs", "actions"):
+        theirs, ours = getattr(exact.rollout_buffer, name), getattr(rounded.rollout_buffer, name)
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+    # bfloat16 keeps 8 bits of a probability; it may not have been rounded to them
+    log_probs = rounded.rollout_buffer.log_probs
+    assert not torch.equal(log_probs, log_probs.bfloat16().float())
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_tf32_is_on_in_networks_only(precision: str, monkeypatch: pytest.MonkeyPatch):
+    """In forward and backward passes, never in the simulation, and a user's own choice stays."""
+    products = torch.backends.cuda.matmul
+    env = LineEnv()
+    ppo = make(PPOConfig(steps=12, precision=precision), env)  # type: ignore
+    seen: dict[str, set[bool]] = {"simulation": set(), "forward": set(), "backward": set()}
+
+    def look(place: str) -> None:
+        seen[place].add(products.allow_tf32)
+
+    step = env.step
+    monkeypatch.setattr(env, "step", lambda action: (look("simulation"), step(action))[1])
+    layer = ppo.policy.value_net
+    layer.register_forward_hook(lambda *_: look("forward"))
+    layer.register_full_backward_hook(lambda *_: look("backward"))
+    learn(ppo, 1)
+    on = {precision == "tf32"}
+    assert seen == {"simulation": {False}, "forward": on, "backward": on}
+    assert products.allow_tf32 is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_networks_compute_the_same(precision: str):
+    from torch._dynamo.utils import counters
+
+    settings = {"steps": 12, "epochs": 2, "precision": precision}
+    plain = learn(make(PPOConfig(**settings)), 2)
+    counters.clear()
+    compiled = learn(make(PPOConfig(**settings, compile=True)), 2)
+    # policy and loss, each once: neither a broken graph nor a change of the rate compiles again
+    assert counters["stats"]["unique_graphs"] == 2
+    assert plain.learning_rate == compiled.learning_rate != PPOConfig().learning_rate
+    tolerance = 1e-5 if precision == "float32" else 1e-3
+    for name, expected in plain.policy.state_dict().items():
+        value = compiled.policy.state_dict()[name]
+        torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_without_a_compiler_compilation_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    with pytest.raises(ValueError, match=r"^ppo\.compile: .*expected a C\+\+ compiler") as raised:
+        learn(make(PPOConfig(compile=True)), 1)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_gpu_is_asked_for_times_only_when_they_are_read(monkeypatch: pytest.MonkeyPatch):
+    """Its events are scripted here: every recording is 10 ms after the one before."""
+    waited = []
+
+    class Event:
+        clock = 0.0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            Event.clock += 10.0
+            self.at = Event.clock
+
+        def synchronize(self) -> None:
+            waited.append(self)
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch = Stopwatch(torch.device("cuda"))
+    for _ in range(3):
+        with watch.section("simulation"):
+            pass
+        with watch.section("update"), watch.section("inner"):
+            pass
+    assert not waited
+    assert watch.read() == pytest.approx({"simulation": 0.03, "inner": 0.03, "update": 0.09})
+    assert waited
+    assert watch.read() == {}
 
 
 def test_callbacks_of_the_library_stop_the_run():

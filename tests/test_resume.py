@@ -1,6 +1,5 @@
 """A run that is killed and resumed writes the same numbers as one that was not."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+from same_runs import assert_equal, log, newest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ITERATIONS = 12
@@ -39,41 +38,11 @@ def train(config: Path, run: Path, *extra: str) -> None:
     subprocess.run(command(config, run, *extra), check=True, capture_output=True, cwd=run.parent)
 
 
-def log(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "adr.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "fps")} for line in lines]
-
-
 def losses(run: Path) -> dict[str, dict[int, float]]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
     return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in tags}
-
-
-def newest(run: Path) -> dict:
-    path = max((run / "checkpoints").glob("*.pt"))
-    return torch.load(path, weights_only=True)
-
-
-def assert_equal(a, b, where: str = "") -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            if key != "seconds":
-                assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert (
-            torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5))
-            if a.is_floating_point()
-            else (torch.equal(a, b))
-        ), where
-    else:
-        assert a == b or (a != a and b != b), where
 
 
 def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
+
+from widen.envs.batched import Episodes
 
 
 class DeviceRolloutBuffer(DictRolloutBuffer):
@@ -108,19 +112,25 @@ class DeviceRolloutBuffer(DictRolloutBuffer):
             next_values, next_alive = self.values[step], 1.0 - self.episode_starts[step]
         torch.add(self.advantages, self.values, out=self.returns)
 
+    def shuffled(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Numbers of all samples in a fresh random order, `batch_size` (B,) at a time."""
+        assert self.full, "the rollout is not complete"
+        total = self.buffer_size * self.n_envs
+        order = torch.randperm(total, generator=self.generator, device=self.device)
+        return order.split(batch_size)
+
     def get(  # type: ignore[override]
         self, batch_size: int | None = None
     ) -> Generator[DictRolloutBufferSamples, None, None]:
         """All samples once, in a fresh random order, `batch_size` at a time."""
-        assert self.full, "the rollout is not complete"
-        total = self.buffer_size * self.n_envs
-        order = torch.randperm(total, generator=self.generator, device=self.device)
-        for indices in order.split(total if batch_size is None else batch_size):
+        for indices in self.shuffled(batch_size or self.buffer_size * self.n_envs):
             yield self._get_samples(indices)
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: Tensor, env: Any = None
     ) -> DictRolloutBufferSamples:
+        """The samples of these numbers (B,)."""
+
         # index_select: four times as fast as indexing with brackets on the CPU.
         def rows(x: Tensor) -> Tensor:
             return x.flatten(0, 1).index_select(0, batch_inds)
@@ -133,3 +143,35 @@ class DeviceRolloutBuffer(DictRolloutBuffer):
             advantages=rows(self.advantages),
             returns=rows(self.returns),
         )
+
+
+class EndedEpisodes:
+    """The episodes that ended in a rollout, kept on the device until the rollout is over."""
+
+    _KEYS = ("r", "l", "score", "failed")  # of stable-baselines3's ep_info_buffer, and ours
+
+    def __init__(self, steps: int, num_envs: int, device: torch.device) -> None:
+        self._counted = torch.zeros(steps, num_envs, dtype=torch.bool, device=device)
+        self._values = torch.zeros(len(self._KEYS), steps, num_envs, device=device)
+
+    def add(self, step: int, episodes: Episodes) -> None:
+        """Keep a step's episodes; later steps overwrite those of the rollout before."""
+        self._counted[step] = episodes.counted
+        columns = (episodes.returns, episodes.length, episodes.score, episodes.failed)
+        for store, column in zip(self._values, columns, strict=True):
+            store[step] = column
+
+    def table(self) -> Tensor:
+        """(5, K): step, return, length, score and failed of the counted, in order. It waits."""
+        samples = self._counted.flatten().nonzero()[:, 0]
+        steps = samples // self._counted.shape[1]
+        return torch.cat((steps[None], self._values.flatten(1)[:, samples]))
+
+    @classmethod
+    def read(cls, tables: Sequence[list[list[float]]]) -> list[dict[str, Any]]:
+        """Tables of several processes as entries of ep_info_buffer, in order of their steps."""
+        rows = chain.from_iterable(zip(*table, strict=True) for table in tables)
+        return [
+            {"r": r, "l": int(length), "score": score, "failed": bool(failed)}
+            for _, r, length, score, failed in sorted(rows, key=itemgetter(0))
+        ]

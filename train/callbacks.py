@@ -1,33 +1,45 @@
-"""What happens between iterations: log lines, the display, checkpoints, a clean stop."""
+"""What happens between iterations: the curriculum, log lines, checkpoints, a clean stop."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from widen.envs.batched import BatchedEnv
+from widen.randomization.curriculum import Records
 from widen.randomization.randomizer import Randomizer
 
-from .progress import ProgressDisplay
-from .run_folder import RunFolder
+from .ranks import RankLost, Ranks
+
+Line = dict[str, Any]
+
+
+class _Part(NamedTuple):
+    """What one rank brings to the end of a rollout."""
+
+    records: Records
+    divergences: int
+    mistake: str | None
+    """of a setting that the simulation outgrew"""
 
 
 class RunCallback(BaseCallback):
-    """Keeps the run folder up to date.
+    """Lets the curriculum decide after every rollout and reports every iteration, in every rank.
 
     An iteration is complete when its update is, which stable-baselines3 announces only by the
     start of the next rollout or by the end of training: both are hooked here.
 
     Args:
-        run: the folder.
-        randomizer: whose bounds are logged.
-        display: shown on stderr.
-        save: writes a checkpoint of the whole run.
+        ranks: the processes that train together; rank 0 judges and reports.
+        randomizer: whose bounds move and are logged.
+        report: takes an iteration's interval and moves, on rank 0.
+        save: writes a checkpoint of the whole run; all ranks call it.
         every: iterations between checkpoints.
         total_iterations: of the whole run.
         seconds: training seconds before this process took over.
@@ -35,18 +47,19 @@ class RunCallback(BaseCallback):
 
     def __init__(
         self,
-        run: RunFolder,
+        ranks: Ranks,
         randomizer: Randomizer,
-        display: ProgressDisplay,
+        report: Callable[[Line, Sequence[Line]], Any],
         save: Callable[[], Any],
         every: int,
         total_iterations: int,
         seconds: float,
     ) -> None:
         super().__init__()
-        self.run, self.randomizer, self.display = run, randomizer, display
+        self.ranks, self.randomizer, self.report = ranks, randomizer, report
         self.save, self.every, self.total_iterations = save, every, total_iterations
-        self.stopped = False
+        self.stopped = 0
+        """number of the signal that ended the run, once it is saved"""
         self._seconds_before = seconds
         self._began = self._last = time.perf_counter()
         self._last_iteration = -1
@@ -67,7 +80,33 @@ class RunCallback(BaseCallback):
         self._iteration_ended()
 
     def _on_rollout_end(self) -> None:
-        self.logger.record("rollout/diverged", self._ppo.env.batched.divergences)
+        """Judge the boundary episodes of all ranks.
+
+        Raises:
+            ValueError: a simulation outgrew its settings, in any rank.
+        """
+        env: BatchedEnv = self._ppo.env.batched
+        ours = _Part(self.randomizer.records(), env.divergences, _mistake(env.sim.check))
+        parts = self.ranks.gather(ours)
+        mistakes = [part.mistake for part in parts if part.mistake is not None]
+        moved, mistakes = self.ranks.broadcast((self._decide(parts), mistakes))
+        if mistakes:
+            self.ranks.fail(ValueError(mistakes[0]))
+        if moved is not None and not self.ranks.first:
+            self.randomizer.load_shared_state(moved)
+        self._record(sum(part.divergences for part in parts))
+
+    def _decide(self, parts: Sequence[_Part]) -> dict[str, Any] | None:
+        """What other ranks must know of the decision; None where no bound moved."""
+        if not self.ranks.first:
+            return None
+        before = self.randomizer.curriculum.num_moves
+        self.randomizer.decide([part.records for part in parts])
+        moved = self.randomizer.curriculum.num_moves > before
+        return self.randomizer.shared_state() if moved else None
+
+    def _record(self, divergences: int) -> None:
+        self.logger.record("rollout/diverged", divergences)
         self.logger.record("adr/npd", self.randomizer.npd())
         self.logger.record("adr/bounds_moved", self.randomizer.curriculum.num_moves)
         for row in self.randomizer.table():
@@ -87,27 +126,23 @@ class RunCallback(BaseCallback):
         if iteration == self._last_iteration:
             return
         self._last_iteration = iteration
-        moves = [
-            {"kind": "move", "iteration": iteration, "steps": self.num_timesteps, **asdict(move)}
-            for move in self.randomizer.drain_moves()
-        ]
-        interval = self._interval(iteration)
-        # the lines go first: a resume drops those that are newer than its checkpoint
-        self.run.append(*moves, interval)
-        self.display.update(interval, moves)
-        stopped = self.stop_requested > 0  # read once: a signal may come at any moment
+        if self.ranks.first:
+            moves = [
+                {"kind": "move", "iteration": iteration, "steps": self.num_timesteps} | asdict(move)
+                for move in self.randomizer.drain_moves()
+            ]
+            # the lines go first: a resume drops those that are newer than its checkpoint
+            self.report(self._interval(iteration), moves)
+        stopped = self.ranks.largest(self.ranks.stop_requested)
         if stopped or iteration % self.every == 0 or iteration >= self.total_iterations:
             self.save()
         self.stopped = stopped
 
-    stop_requested = 0
-    """number of the signal that asked for it; the run is saved and ends with the iteration"""
-
-    def _interval(self, iteration: int) -> dict[str, Any]:
-        now = time.perf_counter()
-        fps = self._ppo.n_steps * self._ppo.n_envs / (now - self._last)
+    def _interval(self, iteration: int) -> Line:
+        now, ppo = time.perf_counter(), self._ppo
+        fps = ppo.n_steps * ppo.n_envs * self.ranks.world / (now - self._last)
         self._last = now
-        episodes = list(self._ppo.ep_info_buffer or ())
+        episodes = list(ppo.ep_info_buffer or ())
 
         def mean(key: str) -> float | None:
             return sum(e[key] for e in episodes) / len(episodes) if episodes else None
@@ -122,23 +157,41 @@ class RunCallback(BaseCallback):
             "goals_mean": mean("score"),
             "drop_rate": mean("failed"),
             "return_mean": mean("r"),
-            "learning_rate": self._ppo.learning_rate,
+            "learning_rate": ppo.learning_rate,
             "npd": self.randomizer.npd(),
             "parameters": self.randomizer.table(),
         }
 
-    @contextmanager
-    def stop_on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the iteration under way, saved."""
 
-        def request(number: int, frame: Any) -> None:
-            if self.stop_requested:
-                raise KeyboardInterrupt
-            self.stop_requested = number
+def _mistake(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except ValueError as error:
+        return str(error)
+    return None
 
-        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+@contextmanager
+def stop_on_signals(ranks: Ranks) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run after the iteration under way, saved."""
+
+    def request(number: int, frame: Any) -> None:
+        if ranks.stop_requested:
+            raise KeyboardInterrupt
+        ranks.stop_requested = number
+
+    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except RankLost:
+        # The handlers stay: torchrun sends SIGTERM now, and there is one line to be said yet.
+        raise
+    except BaseException:
+        _restore(before)
+        raise
+    _restore(before)
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import torch
 
 from .run_folder import RunFolder
 
-SCHEMA = "widen.checkpoint/1"
+SCHEMA = "widen.checkpoint/2"
 # What may differ between a run and its continuation: it changes neither physics nor learning.
-FREE_KEYS = {"checkpoint", "evaluation", "ppo.iterations", "sim.threads"}
+# Of sim.backend only what it means on a machine counts, which `check_same_backend` compares.
+FREE_KEYS = {"checkpoint", "evaluation", "ppo.iterations", "sim.threads", "sim.backend"}
 
 
 def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int) -> Path:
-    """Write checkpoints/<steps>.pt of `state` ("steps", "config", ...) and drop the oldest.
+    """Write checkpoints/<steps>.pt of `state` and drop the oldest.
+
+    See `Runner.state_dict` for what it holds; `torch.load(weights_only=True)` must read it.
 
     The file appears under its name only when it is complete and on disk, so that a kill at any
     moment leaves the last good one.
@@ -81,6 +86,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around the use of a checkpoint's content.
+
+    Raises:
+        ValueError: something in it is missing or does not fit, as from another version.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{path}: expected a checkpoint of this version of widen: {reason}"
+        ) from error
+
+
 def check_same_config(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Refuse to continue a checkpoint under another config.
 
@@ -94,6 +115,19 @@ def check_same_config(saved: dict[str, Any], wanted: dict[str, Any], path: Path)
             raise ValueError(
                 f"{path}: checkpoint of another config: {key} is {before!r} there and {now!r} here"
             )
+
+
+def check_same_backend(saved: Any, here: str, path: Path) -> None:
+    """Refuse to continue a checkpoint on another backend, whose states are of another kind.
+
+    Raises:
+        ValueError: names both.
+    """
+    if saved != here:
+        raise ValueError(
+            f"{path}: sim.backend: simulated by {saved!r} there and by {here!r} here, and their"
+            f" states differ; expected a machine and settings that give {saved!r}"
+        )
 
 
 def _differences(a: Any, b: Any, key: str) -> list[tuple[str, Any, Any]]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import cli_show as show
-from .cli_errors import near, one_line
+from .cli_errors import Told, near, one_line
 
 app = typer.Typer(
     name="widen",
@@ -28,6 +28,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Subject = Annotated[
     Path, typer.Argument(metavar="RUN|POLICY.onnx", help="A run folder, or an exported policy.")
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(metavar="auto|cpu|warp", help="What simulates; default as the run was."),
 ]
 Policy = Annotated[Path, typer.Argument(metavar="POLICY.onnx", help="An exported policy.")]
 
@@ -52,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except typer.Exit as stop:
         return stop.exit_code
+    except Told as told:
+        return told.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -93,23 +99,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a policy, evaluate it and export it."""
-    from widen.deploy.export import export_runner
+    """Train a policy, evaluate it and export it.
 
-    from .config import load_config
-    from .runner import start
+    On several GPUs or machines: torchrun --nproc-per-node=K -m widen.train CONFIG ...
+    """
+    from .cli_train import train
 
-    runner = start(load_config(config, overrides or ()), run_dir, resume)
-    assert runner.run is not None
-    try:
-        result = runner.train(export_runner)
-    except KeyboardInterrupt:
-        show.interrupted(runner.run.path, saved=any(runner.run.checkpoints.glob("*.pt")))
-        raise typer.Exit(130) from None
-    show.emit(result, as_json, show.train)
-    if "stopped" in result:
-        show.interrupted(runner.run.path, saved=True)
-        raise typer.Exit(128 + result["stopped"])
+    train(config, overrides or (), run_dir, resume, as_json)
 
 
 @app.command()
@@ -143,6 +139,7 @@ def evaluate_policy(
     randomization: Annotated[
         str, typer.Option(metavar="none|current", help="The nominal world, or the run's ranges.")
     ] = "none",
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Count the goals of a policy over whole episodes."""
@@ -155,8 +152,9 @@ def evaluate_policy(
     from .cli_policy import open_trial
     from .evaluate import evaluate
 
-    env, step = open_trial(subject, episodes, randomization)
+    env, step = open_trial(subject, episodes, randomization, backend)
     result = evaluate(env, step, episodes)
+    env.sim.check()
     about = {"policy": str(subject), "randomization": randomization}
     show.emit({**about, **result}, as_json, show.evaluation)
 
@@ -171,6 +169,7 @@ def play(
     seconds: Annotated[
         float | None, typer.Option(metavar="S", help="Play for so long; default one episode.")
     ] = None,
+    backend: Backend = None,
 ) -> None:
     """Play a policy in the nominal world."""
     if seconds is not None and not 0 < seconds <= 3600:
@@ -186,7 +185,7 @@ def play(
         player.check_display()
     from .cli_policy import open_trial
 
-    trial = open_trial(subject, 1, "none")
+    trial = open_trial(subject, 1, "none", backend)
     if video is not None:
         last = player.film(trial, seconds, video)
     elif viewer:
@@ -209,12 +208,12 @@ def export(
 
     from .cli_policy import check_output
     from .run_folder import RunFolder
-    from .runner import Runner
+    from .trained import Trained
 
     folder = RunFolder.open(run)
     if output is not None:
         check_output(output)
-    report = export_runner(Runner.restore(folder), output or folder.policy)
+    report = export_runner(Trained.restore(folder), output or folder.policy)
     show.exported(report.path, report.size_bytes, report.max_error)
 
 

@@ -8,6 +8,15 @@ from collections.abc import Iterable
 from typing import Any
 
 
+class Told(Exception):
+    """This process ends because of something that another one tells the user."""
+
+    def __init__(self, code: int = 2) -> None:
+        """code: of the process."""
+        super().__init__(code)
+        self.code = code
+
+
 def one_line(error: Exception) -> str | None:
     """What the user is told about an error, or None if it is no mistake of theirs."""
     # typer has its own copy of click or uses the installed one, depending on its version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,13 @@ if TYPE_CHECKING:
     from widen.deploy.contract import Contract
     from widen.deploy.robot import Robot
     from widen.deploy.runtime import OnnxPolicy
+    from widen.envs.sim import SimConfig
 
     from .config import RunConfig
     from .evaluate import Trial
 
 
-def open_trial(path: Path, episodes: int, randomization: str) -> Trial:
+def open_trial(path: Path, episodes: int, randomization: str, backend: str | None = None) -> Trial:
     """The environments for a policy's evaluation, and its control step in them.
 
     Both kinds of policy meet the same episodes.
@@ -23,22 +25,48 @@ def open_trial(path: Path, episodes: int, randomization: str) -> Trial:
         path: a run folder, or an exported policy.
         episodes: as `evaluation_env` takes it.
         randomization: "none" or "current", the ranges that the policy was last trained on.
+        backend: what simulates; None for the run's own, or what there is.
 
     Raises:
-        ValueError: there is no run or policy at `path`, or it is damaged.
+        ValueError: there is no run or policy at `path`, or it is damaged; the backend is not to
+            be had.
     """
+    import torch
+
+    torch.set_num_threads(1)  # networks of this size lose more than they win by a second one
     if path.is_file() or path.suffix == ".onnx":
         from widen.deploy.runtime import OnnxPolicy
 
-        return _onnx_trial(OnnxPolicy(path), episodes, randomization)
+        return _onnx_trial(OnnxPolicy(path), episodes, randomization, backend)
     from .run_folder import RunFolder
-    from .runner import Runner
+    from .trained import Trained
 
-    return Runner.restore(RunFolder.open(path)).trial(episodes, randomization)
+    trained = Trained.restore(RunFolder.open(path))
+    return trained.trial(episodes, randomization, _trial_sim(trained.config.sim, backend))
 
 
-def _onnx_trial(policy: OnnxPolicy, episodes: int, randomization: str) -> Trial:
-    """The policy sees what a robot would measure; the simulation is the one it was trained in."""
+def _trial_sim(sim: SimConfig, backend: str | None) -> SimConfig:
+    """The run's settings on this machine, which need not be the one that trained it.
+
+    Raises:
+        ValueError: the backend that is asked for does not exist or is not installed.
+    """
+    import torch
+
+    if backend is not None:
+        if backend not in ("auto", "cpu", "warp"):
+            raise ValueError(f"--backend {backend}: expected auto, cpu or warp")
+        return sim.model_copy(update={"backend": backend})
+    if sim.backend == "warp" and not torch.cuda.is_available():
+        print("trained on warp; there is no GPU here, so cpu simulates", file=sys.stderr)
+        return sim.model_copy(update={"backend": "cpu"})
+    return sim
+
+
+def _onnx_trial(
+    policy: OnnxPolicy, episodes: int, randomization: str, backend: str | None
+) -> Trial:
+    """The policy sees what a robot would measure."""
     import torch
     from torch import Tensor
 
@@ -52,7 +80,7 @@ def _onnx_trial(policy: OnnxPolicy, episodes: int, randomization: str) -> Trial:
         contract.hand,
         contract.object,
         config.env.model_copy(update={"control_hz": 1.0 / contract.control_period}),
-        config.sim,
+        _trial_sim(config.sim, backend),
         ranges_config(contract.randomization if randomization == "current" else ()),
         episodes,
     )

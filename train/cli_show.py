@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,28 @@ def emit(result: Any, as_json: bool, render: Callable[[Any], None]) -> None:
         render(result)
 
 
-def interrupted(run: Path, saved: bool) -> None:
-    """Say on stderr how an interrupted training goes on."""
-    arguments = ("widen", "train", str(run / "config.yaml"), "--run-dir", str(run), "--resume")
-    how = f"go on with: {shlex.join(arguments)}"
+def interrupted(again: Sequence[str], saved: bool) -> None:
+    """Say on stderr how an interrupted training goes on, by the command `again`."""
+    how = f"go on with: {shlex.join(again)}"
     print(f"interrupted; {how if saved else 'no checkpoint was saved yet'}", file=sys.stderr)
+
+
+def lost(reason: str, checkpoint: Path | None, again: Sequence[str], restarts: bool) -> None:
+    """Say on stderr that another process of a training is gone.
+
+    Args:
+        reason: how this one noticed.
+        checkpoint: the last one, if there is any.
+        again: the command that goes on from it.
+        restarts: torchrun does so by itself.
+    """
+    words = [f"error: another process of this training died or hangs ({reason})"]
+    words.append("there is no checkpoint yet" if checkpoint is None else f"last is {checkpoint}")
+    if restarts:
+        words.append("torchrun starts the processes again")
+    elif checkpoint is not None:
+        words.append(f"go on with: {shlex.join(again)}")
+    print("; ".join(words), file=sys.stderr, flush=True)
 
 
 def train(result: dict[str, Any]) -> None:

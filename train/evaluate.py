@@ -14,6 +14,9 @@ from widen.envs.sim import SimConfig
 from widen.randomization.config import RandomizationConfig
 from widen.randomization.randomizer import Randomizer
 
+from .config import RunConfig
+from .policy import HandPolicy
+
 # Far from the seeds people train with, so that a policy is never examined on its own draws.
 SEED = 7_919_000
 MOST_ENVS = 256
@@ -56,6 +59,35 @@ def evaluation_env(
         Randomizer(randomization, seed) if randomization.parameters else None,
         seed=seed,
     )
+
+
+def policy_trial(
+    config: RunConfig,
+    policy: HandPolicy,
+    episodes: int,
+    randomization: RandomizationConfig,
+    sim: SimConfig,
+) -> Trial:
+    """The deterministic policy in environments of its own.
+
+    Args:
+        config: of the run that trained it.
+        policy: is moved to the environments' device.
+        episodes: as `evaluation_env` takes it.
+        randomization: fixed ranges, or none.
+        sim: settings that may differ from the run's, as by another backend.
+    """
+    env = evaluation_env(
+        config.task, config.hand, config.object, config.env, sim, randomization, episodes
+    )
+    policy = policy.to(env.device)
+    policy.set_training_mode(False)
+
+    @torch.no_grad()
+    def step(obs: Obs, fresh: Tensor) -> StepResult:
+        return env.step(policy.mean_action(obs["actor"]))
+
+    return env, step
 
 
 def evaluate(

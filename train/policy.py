@@ -13,6 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from .ranks import Ranks
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 _CLIP = 10.0
 # A reading that never moved so far, such as a drawn parameter before the curriculum widens it,
@@ -67,17 +69,22 @@ class Normalizer(nn.Module):
         return torch.clamp((x - self.offset) * self.scale, -_CLIP, _CLIP)
 
     @torch.no_grad()
-    def update(self, rows: Tensor) -> None:
-        """Take rows (B, width) into the statistics. `var` is the population variance."""
-        var, mean = torch.var_mean(rows.double(), dim=0, correction=0)
-        total = self.count + rows.shape[0]
-        share = rows.shape[0] / total
+    def update(self, rows: Tensor, ranks: Ranks | None = None) -> None:
+        """Take rows (B, width) into the statistics, those of all ranks with as many each."""
+        moments = torch.stack(torch.var_mean(rows.double(), dim=0, correction=0))
+        for var, mean in moments[None] if ranks is None else ranks.stack(moments):
+            self._merge(rows.shape[0], var, mean)
+        self.offset.copy_(self.mean)
+        self.scale.copy_(1.0 / self.var.sqrt().clamp(min=_MIN_STD))
+
+    def _merge(self, count: int, var: Tensor, mean: Tensor) -> None:
+        """Take rows of which only the population variance and the mean (width,) are known."""
+        total = self.count + count
+        share = count / total
         delta = mean - self.mean
         self.var.copy_(self.var * (1.0 - share) + var * share + delta**2 * share * (1.0 - share))
         self.mean.add_(delta * share)
         self.count.copy_(total)
-        self.offset.copy_(self.mean)
-        self.scale.copy_(1.0 / self.var.sqrt().clamp(min=_MIN_STD))
 
 
 class NormalizedObservation(BaseFeaturesExtractor):
@@ -172,24 +179,38 @@ class HandPolicy(ActorCriticPolicy):
         features = self.pi_features_extractor.normalizer(actor_obs)
         return self.action_net(self.mlp_extractor.forward_actor(features))
 
-    @torch.no_grad()
     def sample(
         self, obs: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw actions with a generator of one's own, which a resumed run can restore.
+        """`act` with noise from a generator of one's own, which a resumed run can restore."""
+        return self.act(obs, self.noise(obs, generator))
+
+    def noise(self, obs: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Standard normal numbers (B, nu) for `act`."""
+        shape = obs["actor"].shape[0], self.log_std.shape[0]
+        return torch.empty(shape, device=self.log_std.device).normal_(generator=generator)
+
+    @torch.no_grad()
+    def act(self, obs: dict[str, Tensor], noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions from standard normal noise (B, nu); a pure function of tensors.
 
         Returns:
             actions (B, nu), not yet clipped; values (B,); log-probabilities (B,).
         """
-        mean = self.mean_action(obs["actor"])
-        noise = torch.empty_like(mean).normal_(generator=generator)
+        mean = self.mean_action(obs["actor"]).float()
         actions = mean + noise * self.log_std.exp()
         log_prob = -0.5 * (noise * noise).sum(-1) - self._log_normalizer()
         return actions, self.predict_values(obs).flatten(), log_prob
 
+    def predict_values(self, obs: Any) -> Tensor:
+        """The critic's estimates (B, 1), float32 also from networks of lower precision."""
+        assert isinstance(self.vf_features_extractor, NormalizedObservation)
+        features = self.vf_features_extractor.normalizer(obs["critic"])
+        return self.value_net(self.mlp_extractor.forward_critic(features)).float()
+
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The base class's numbers with fewer operations: a 5 % shorter update."""
-        mean = self.mean_action(obs["actor"])
+        mean = self.mean_action(obs["actor"]).float()
         noise = (actions - mean) * torch.exp(-self.log_std)
         log_prob = -0.5 * (noise * noise).sum(-1) - self._log_normalizer()
         entropy = self._log_normalizer() + 0.5 * actions.shape[-1]
@@ -199,8 +220,11 @@ class HandPolicy(ActorCriticPolicy):
         """Logarithm of the Gaussian's normalising constant; its entropy is this plus nu / 2."""
         return self.log_std.sum() + self.log_std.numel() * _LOG_SQRT_2PI
 
-    def update_normalizers(self, obs: dict[str, Tensor]) -> None:
-        """Take the observations of a finished rollout, each (B, width), into the statistics."""
+    def update_normalizers(self, obs: dict[str, Tensor], ranks: Ranks | None = None) -> None:
+        """Take the observations of a finished rollout, each (B, width), into the statistics.
+
+        Those of all ranks, if there are several; each has as many rows.
+        """
         for extractor in (self.pi_features_extractor, self.vf_features_extractor):
             assert isinstance(extractor, NormalizedObservation)
-            extractor.normalizer.update(obs[extractor.key])
+            extractor.normalizer.update(obs[extractor.key], ranks)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class PPOConfig(BaseModel):
-    """How the policy is trained. Names are stable-baselines3's where it has one."""
+    """How the policy is trained. Names are stable-baselines3's where it has one.
+
+    Under torchrun a rollout and its minibatches are those of one process, and a gradient is the
+    mean over all of them: K processes take steps from K times as many samples.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -43,7 +49,13 @@ class PPOConfig(BaseModel):
     normalize_advantage: bool = True
     """bring the advantages of each minibatch to mean 0 and deviation 1"""
     threads: int = Field(default=0, ge=0, le=1024)
-    """torch threads of an update; 0: one per processor. Rollouts use one"""
+    """torch threads of an update; 0: one per processor, which processes under torchrun share.
+    Rollouts use one"""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """arithmetic of the networks' layers: tf32 rounds their factors to 10 bits (on a GPU; elsewhere
+    it is float32), bfloat16 everything in them to 8; the rest is float32 in any case"""
+    compile: bool = False
+    """torch.compile of policy and loss; needs a C++ compiler, on a GPU Triton too"""
 
     @model_validator(mode="after")
     def _rates_in_order(self) -> PPOConfig:

@@ -3,7 +3,7 @@
 ```
 runs/cube_rotate-20250301-101500/
     config.yaml        the resolved config
-    environment.json   versions, machine, seed, start time
+    environment.json   versions, machine, seed, start time, backend, processes
     adr.jsonl          one line per interval and one per moved bound
     checkpoints/  tensorboard/  policy.onnx
 ```
@@ -55,11 +55,12 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path | str, config: dict[str, Any]) -> RunFolder:
+    def create(cls, path: Path | str, config: dict[str, Any], **about: Any) -> RunFolder:
         """Makes the folder with config.yaml and environment.json.
 
-        `config` is the resolved config in plain values (pydantic's `model_dump(mode="json")`).
-        Raises ValueError when `path` is a file or a folder with something in it.
+        `config` is the resolved config in plain values (pydantic's `model_dump(mode="json")`),
+        `about` whatever else environment.json shall say. Raises ValueError when `path` is a file
+        or a folder with something in it.
         """
         run = cls(Path(path))
         try:
@@ -71,9 +72,9 @@ class RunFolder:
                 f"run folder {run.path} exists and is not empty: expected a new folder, "
                 "or --resume to go on with that run"
             )
-        run.checkpoints.mkdir()
-        environment = json.dumps(_environment(config.get("seed")), indent=2) + "\n"
+        environment = json.dumps(_environment(config.get("seed")) | about, indent=2) + "\n"
         run.environment.write_text(environment, encoding="utf-8")
+        run.checkpoints.mkdir()
         # Last, because it is what makes the folder a run.
         resolved = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         run.config.write_text(resolved, encoding="utf-8")

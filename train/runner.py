@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from widen.envs.batched import BatchedEnv, Obs, StepResult
+from widen.envs.batched import BatchedEnv
+from widen.envs.sim import resolve_backend
 from widen.randomization.randomizer import Randomizer
 
-from .callbacks import RunCallback
-from .checkpoint import check_same_config, latest_checkpoint, load_checkpoint, save_checkpoint
-from .config import RunConfig, dump_config, parse_config
-from .evaluate import Trial, evaluate, evaluation_env, ranges_config
+from .callbacks import Line, RunCallback, stop_on_signals
+from .checkpoint import reading, save_checkpoint
+from .config import RunConfig, dump_config
+from .evaluate import evaluate, policy_trial, ranges_config
+from .policy import HandPolicy
 from .ppo import WidenPPO
 from .progress import ProgressDisplay
-from .run_folder import RunFolder, default_path
+from .ranks import Ranks
+from .run_folder import RunFolder
 from .vec_env import HandVecEnv
 
 Export = Callable[["Runner", Path], Any]
@@ -28,67 +33,92 @@ Export = Callable[["Runner", Path], Any]
 class Runner:
     """One run in memory: the environment, the randomizer, PPO, and the folder.
 
+    Under torchrun every process has one, with env.num_envs environments of its own; their
+    `train`, `state_dict` and `load_state_dict` belong together.
+
     Args:
         config: validated.
         run: its folder.
+        ranks: the processes that train together; None for this one alone.
+        begun: iteration in which this process joins the run.
 
     Raises:
-        ValueError: settings that do not fit the task.
+        ValueError: settings that do not fit the task or the machine.
     """
 
-    def __init__(self, config: RunConfig, run: RunFolder | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunFolder | None = None,
+        ranks: Ranks | None = None,
+        begun: int = 0,
+    ) -> None:
         # rollouts use one thread and updates several; see WidenPPO
         torch.set_num_threads(1)
-        self.config, self.run = config, run
-        self.randomizer = Randomizer(config.randomization, config.seed)
+        self.config, self.run, self.ranks = config, run, ranks or Ranks()
+        self.backend = resolve_backend(config.sim)
+        _check_gpus(self.backend, self.ranks)
+        seed = self.ranks.seed(config.seed, begun)
+        self.randomizer = Randomizer(config.randomization, seed, self.ranks.rank)
+        self.randomizer.settle_every = 0  # `RunCallback` lets it decide after every rollout
+        threads = self.ranks.threads(config.sim.threads)
         self.env = BatchedEnv(
             config.task,
             config.hand,
             config.object,
             config.env,
-            config.sim,
+            config.sim.model_copy(update={"threads": threads}),
             self.randomizer,
-            seed=config.seed,
+            seed=seed,
             stagger=True,
         )
         self.ppo = WidenPPO(
             HandVecEnv(self.env, privileged=True),
             config.ppo,
             config.policy,
-            seed=config.seed,
+            seed=seed,
             device=self.env.device,
+            ranks=self.ranks,
         )
         self.seconds, self._saved_steps = 0.0, 0
 
-    @classmethod
-    def restore(cls, run: RunFolder, checkpoint: Path | None = None) -> Runner:
-        """The run as its newest (or the given) checkpoint left it.
+    @property
+    def policy(self) -> HandPolicy:
+        """As it is now."""
+        return self.ppo.policy
 
-        Raises:
-            ValueError: no run, no checkpoint, a damaged one, or one of another config.
-        """
-        config = parse_config(run.read_config(), str(run.config))
-        path = checkpoint or latest_checkpoint(run)
-        state = load_checkpoint(path)
-        check_same_config(state["config"], dump_config(config), path)
-        runner = cls(config, run)
-        runner.restore_from(state, path)
-        return runner
+    @property
+    def steps(self) -> int:
+        """Control steps taken, in all processes and environments."""
+        return self.ppo.num_timesteps
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an exact continuation needs, as tensors and plain values."""
+        """Everything an exact continuation needs, as tensors and plain values, on rank 0.
+
+        What the ranks have in common stands there once, what is each one's own in the list
+        "ranks": so the number of processes may change.
+        """
+        ppo = self.ppo.training_state()
+        own = {"ppo": ppo["own"], "env": self.env.state_dict()}
         return {
             "config": dump_config(self.config),
-            "steps": self.ppo.num_timesteps,
+            "backend": self.backend,
+            "steps": self.steps,
+            "iteration": self.ppo.iteration,
             "seconds": self.seconds,
-            "ppo": self.ppo.training_state(),
-            "env": self.env.state_dict(),
+            "ppo": ppo["shared"],
+            "randomizer": self.randomizer.shared_state(),
+            "ranks": self.ranks.gather(tree_map(_on_cpu, own)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self.env.load_state_dict(state["env"])
-        self.ppo.load_training_state(state["ppo"])
+        """Inverse of `state_dict`. A rank that has no part in it begins fresh episodes."""
+        own = None
+        if self.ranks.rank < len(state["ranks"]):
+            own = state["ranks"][self.ranks.rank]
+            self.env.load_state_dict(own["env"])
+        self.randomizer.load_shared_state(state["randomizer"])
+        self.ppo.load_training_state({"shared": state["ppo"], "own": own and own["ppo"]})
         self.seconds = float(state["seconds"])
 
     def restore_from(self, state: dict[str, Any], path: Path) -> None:
@@ -97,16 +127,11 @@ class Runner:
         Raises:
             ValueError: something in it is missing or does not fit, as from another version.
         """
-        try:
+        with reading(path):
             self.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(
-                f"{path}: expected a checkpoint of this version of widen: {reason}"
-            ) from error
 
     def train(self, export: Export) -> dict[str, Any]:
-        """Train to the configured iteration, evaluate, export.
+        """Train to the configured iteration; then rank 0 exports and evaluates.
 
         Args:
             export: writes the policy of this runner to a path; `widen.deploy.export.export_runner`,
@@ -114,31 +139,43 @@ class Runner:
 
         Returns:
             The JSON of `widen train`: run, steps, seconds, goals_mean, npd, bounds_moved, policy,
-            and "stopped", the number of the signal, if one ended it early (then policy is None).
+            and "stopped", the number of the signal, if one ended it early (then policy is None,
+            as it is on other ranks).
+
+        Raises:
+            RankLost: another process died.
         """
         assert self.run is not None
-        total = self.config.ppo.iterations
-        self.ppo.set_logger(configure(str(self.run.tensorboard), ["tensorboard"]))
-        with ProgressDisplay(total) as display:
-            callback = RunCallback(
-                self.run,
+        total, first = self.config.ppo.iterations, self.ranks.first
+        folder = str(self.run.tensorboard)
+        self.ppo.set_logger(configure(folder, ["tensorboard"]) if first else Logger(None, []))
+        with ProgressDisplay(total) if first else nullcontext() as display:
+
+            def report(interval: Line, moves: Sequence[Line]) -> None:
+                assert self.run is not None
+                assert display is not None
+                self.run.append(*moves, interval)
+                display.update(interval, moves)
+
+            callback = self._callback = RunCallback(
+                self.ranks,
                 self.randomizer,
-                display,
+                report,
                 self._save,
                 self.config.checkpoint.every,
                 total,
                 self.seconds,
             )
-            self._callback = callback
-            with callback.stop_on_signals():
-                rollout = self.config.ppo.steps * self.env.num_envs
-                left = total * rollout - self.ppo.num_timesteps
-                if left > 0:
-                    new = self.ppo.num_timesteps == 0
-                    self.ppo.learn(left, callback, log_interval=1, reset_num_timesteps=new)
+            left = total - self.ppo.iteration
+            if left > 0:
+                with stop_on_signals(self.ranks):
+                    rollout = self.ppo.n_steps * self.ppo.n_envs * self.ranks.world
+                    new = self.steps == 0
+                    self.ppo.learn(left * rollout, callback, reset_num_timesteps=new)
+        self.ranks.leave()
         summary = {
             "run": str(self.run.path),
-            "steps": self.ppo.num_timesteps,
+            "steps": self.steps,
             "seconds": round(self.seconds, 1),
             "goals_mean": None,
             "npd": self.randomizer.npd(),
@@ -147,70 +184,38 @@ class Runner:
         }
         if callback.stopped:
             # the next rollout had begun; it is not in the checkpoint
-            return {**summary, "steps": self._saved_steps, "stopped": callback.stop_requested}
-        return {**summary, **self._finish(export)}
+            return {**summary, "steps": self._saved_steps, "stopped": callback.stopped}
+        return {**summary, **self._finish(export)} if first else summary
 
     def _finish(self, export: Export) -> dict[str, Any]:
-        """Evaluate the deterministic policy in the nominal world and write policy.onnx."""
+        """Write policy.onnx and try the deterministic policy in the nominal world."""
         assert self.run is not None
-        result = self.evaluate(self.config.evaluation.episodes)
         export(self, self.run.policy)
+        result = self.evaluate(self.config.evaluation.episodes)
         goals = {key: result[key] for key in ("goals_mean", "goals_median", "drop_rate")}
         return {**goals, "policy": str(self.run.policy)}
 
-    def evaluate(self, episodes: int, randomization: str = "none") -> dict[str, Any]:
-        """Goals of the deterministic policy; randomization "none" or "current"."""
-        return evaluate(*self.trial(episodes, randomization), episodes)
-
-    def trial(self, episodes: int, randomization: str = "none") -> Trial:
-        """The deterministic policy in environments of its own; arguments as for `evaluate`."""
-        ranges = ranges_config(self.randomizer.table() if randomization == "current" else ())
-        env = evaluation_env(
-            self.config.task,
-            self.config.hand,
-            self.config.object,
-            self.config.env,
-            self.config.sim,
-            ranges,
-            episodes,
-        )
-        policy = self.ppo.policy
-        policy.set_training_mode(False)
-
-        @torch.no_grad()
-        def step(obs: Obs, fresh: Tensor) -> StepResult:
-            return env.step(policy.mean_action(obs["actor"]))
-
-        return env, step
+    def evaluate(self, episodes: int) -> dict[str, Any]:
+        """Goals of the deterministic policy in the nominal world; see `evaluate`."""
+        trial = policy_trial(self.config, self.policy, episodes, ranges_config(()), self.config.sim)
+        return evaluate(*trial, episodes)
 
     def _save(self) -> None:
         assert self.run is not None
-        self.seconds, self._saved_steps = self._callback.seconds, self.ppo.num_timesteps
-        save_checkpoint(self.run, self.state_dict(), self.config.checkpoint.keep)
+        self.seconds, self._saved_steps = self._callback.seconds, self.steps
+        state = self.state_dict()
+        if self.ranks.first:
+            save_checkpoint(self.run, state, self.config.checkpoint.keep)
 
 
-def start(config: RunConfig, run_dir: Path | None, resume: bool) -> Runner:
-    """A runner for a new run, or for the continuation of one.
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
-    Args:
-        config: what the user asked for.
-        run_dir: the folder; None for one named after task and time.
-        resume: continue the run in run_dir.
 
-    Raises:
-        ValueError: the folder exists, or holds a run of another config.
-    """
-    if not resume:
-        runner = Runner(config)  # mistakes in the config surface before a folder is made
-        runner.run = RunFolder.create(run_dir or default_path(config.task), dump_config(config))
-        return runner
-    if run_dir is None:
-        raise ValueError("--resume: expected --run-dir with the folder of the run to continue")
-    run = RunFolder.open(run_dir)
-    path = latest_checkpoint(run)
-    state = load_checkpoint(path)
-    check_same_config(state["config"], dump_config(config), path)
-    runner = Runner(config, run)
-    runner.restore_from(state, path)
-    run.rewind(runner.ppo.num_timesteps)
-    return runner
+def _check_gpus(backend: str, ranks: Ranks) -> None:
+    count = torch.cuda.device_count()
+    if backend == "warp" and 0 < count < ranks.local_world:
+        raise ValueError(
+            f"torchrun: {ranks.local_world} processes on a machine with {count} GPUs; expected"
+            f" --nproc-per-node={count} or fewer: one GPU serves one process"
+        )
