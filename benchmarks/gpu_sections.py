@@ -200,18 +200,34 @@ def _training_row(size: Size, overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def profile(size: Size) -> dict[str, Any]:
     """torch.profiler over training iterations: the operations that take longest."""
-    from torch.profiler import ProfilerActivity
+    from torch.profiler import ProfilerActivity, record_function
     from torch.profiler import profile as profiler
 
+    def named(label: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with record_function(label):
+                return work(*args, **kwargs)
+
+        return call
+
     runner = runner_of(size)
+    for owner, name, label in (
+        (runner.env, "step", "widen: environment, physics included"),
+        (runner.env.sim, "step", "widen: physics"),
+        (runner.env.sim, "commit", "widen: constants of drawn models"),
+        (runner.env.sim, "reset", "widen: reset of states"),
+        (runner.ppo, "train", "widen: update"),
+    ):
+        setattr(owner, name, named(label, getattr(owner, name)))
     rollout = runner.ppo.n_steps * runner.ppo.n_envs
     runner.ppo.learn(2 * rollout)
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * CUDA
     with profiler(activities=kinds) as trace:
         runner.ppo.learn(2 * rollout, reset_num_timesteps=False)
         wait()
-    key = "self_cuda_time_total" if CUDA else "self_cpu_time_total"
-    return {"table": trace.key_averages().table(sort_by=key, row_limit=30), "sorted_by": key}
+    key = "cuda_time_total" if CUDA else "cpu_time_total"
+    table = trace.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60)
+    return {"table": table, "sorted_by": key}
 
 
 def score(size: Size) -> dict[str, Any]:

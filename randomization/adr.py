@@ -76,7 +76,9 @@ class ADR(Uniform):
                 self._results[bound].append((int(ticket), float(score)))
         oldest = np.min([one.oldest for one in records], axis=0)
         # an episode that does not count may still have held up later ones
-        return [move for bound in self.movable for move in self._settle(bound, oldest[bound])]
+        return [
+            move for bound in self.movable.tolist() for move in self._settle(bound, oldest[bound])
+        ]
 
     def _settle(self, bound: int, oldest: int) -> list[Move]:
         """Evaluate a bound as often as its results in order of their beginning allow.

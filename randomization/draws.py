@@ -84,16 +84,17 @@ class Draws:
     def drain(self) -> Records:
         """The evaluations that ended since the last call, and how old the running ones are."""
         ended, self._ended = self._ended, []
+        bounds, tickets = np.zeros((2, 0), dtype=np.int64)
+        scores = np.zeros(0, dtype=np.float32)
         if ended:
-            bounds, tickets, scores, counted = (torch.cat(x) for x in zip(*ended, strict=True))
-            results = [x[counted].cpu().numpy() for x in (bounds, tickets, scores)]
-        else:
-            results = [np.zeros(0, dtype=t) for t in (np.int64, np.int64, np.float32)]
+            columns = [torch.cat(column) for column in zip(*ended, strict=True)]
+            counted = columns.pop()
+            bounds, tickets, scores = (x[counted].cpu().numpy() for x in columns)
         oldest = np.full(2 * len(self._bounds), NEVER)
         assigned, ticket = self._assigned.cpu().numpy(), self._ticket.cpu().numpy()
         running = assigned >= 0
         np.minimum.at(oldest, assigned[running], ticket[running])
-        return Records(*results, oldest)
+        return Records(bounds, tickets, scores, oldest)
 
     def _uniform(self, *shape: int) -> Tensor:
         device = self._generator.device

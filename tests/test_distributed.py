@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from same_runs import assert_equal, log, newest
 
 from widen.envs.sim_cpu import processors
 from widen.randomization.curriculum import Records
+from widen.train import ranks
 from widen.train.ranks import Ranks
 
 CONFIG = """
@@ -314,6 +316,34 @@ def test_a_restart_does_not_take_over_a_folder_that_was_refused(
         checkpoint.unlink()
     assert two_ranks.train(Ranks(), config, own, 2)["steps"] == 2 * 32
     assert [line["iteration"] for line in log(own) if line["kind"] == "interval"] == [1, 2]
+
+
+@pytest.mark.parametrize("stop", [0, signal.SIGTERM])
+def test_a_gpu_that_waits_for_the_dead_is_given_up(
+    stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its events are scripted: the first one comes to pass, the second one never does."""
+    asked = iter([False, False, True])
+
+    class Event:
+        def record(self, stream: Any) -> None:
+            assert stream == "the stream"
+
+        def query(self) -> bool:
+            return next(asked, False)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream")
+    monkeypatch.setattr(ranks, "TIMEOUT", timedelta(seconds=30.0 if stop else 0.1))
+    monkeypatch.setattr(ranks, "_GRACE", 0.1)
+    one = object.__new__(ranks.Processes)
+    one.wait(torch.device("cpu"))
+    one.wait(torch.device("cuda"))
+    one.stop_requested = stop  # torchrun's, when another process died
+    began = time.monotonic()
+    with pytest.raises(ranks.RankLost, match="GPU"):
+        one.wait(torch.device("cuda"))
+    assert 0.1 <= time.monotonic() - began < 5.0
 
 
 def test_threads_and_seeds_of_a_rank() -> None:

@@ -148,7 +148,7 @@ class Processes(Ranks):
         self.local_rank = int(variables.get("LOCAL_RANK", self.rank))
         self.local_world = int(variables.get("LOCAL_WORLD_SIZE", self.world))
         backend = "gloo"
-        if self.local_rank < torch.cuda.device_count():
+        if self.local_rank < torch.cuda.device_count() and dist.is_nccl_available():
             torch.cuda.set_device(self.local_rank)
             backend = "cpu:gloo,cuda:nccl"
         try:

@@ -146,10 +146,30 @@ class Runner:
             RankLost: another process died.
         """
         assert self.run is not None
-        total, first = self.config.ppo.iterations, self.ranks.first
-        folder = str(self.run.tensorboard)
+        first, folder = self.ranks.first, str(self.run.tensorboard)
         self.ppo.set_logger(configure(folder, ["tensorboard"]) if first else Logger(None, []))
-        with ProgressDisplay(total) if first else nullcontext() as display:
+        stopped = self._learn()
+        self.ranks.leave()
+        summary = {
+            "run": str(self.run.path),
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+            "goals_mean": None,
+            "npd": self.randomizer.npd(),
+            "bounds_moved": self.randomizer.curriculum.num_moves,
+            "policy": None,
+        }
+        if stopped:
+            # the next rollout had begun; it is not in the checkpoint
+            return {**summary, "steps": self._saved_steps, "stopped": stopped}
+        return {**summary, **self._finish(export)} if first else summary
+
+    def _learn(self) -> int:
+        """Train, on rank 0 before the user's eyes; the number of the signal that stopped it, or 0."""
+        total, left = self.config.ppo.iterations, self.config.ppo.iterations - self.ppo.iteration
+        if left <= 0:
+            return 0
+        with ProgressDisplay(total) if self.ranks.first else nullcontext() as display:
 
             def report(interval: Line, moves: Sequence[Line]) -> None:
                 assert self.run is not None
@@ -166,26 +186,10 @@ class Runner:
                 total,
                 self.seconds,
             )
-            left = total - self.ppo.iteration
-            if left > 0:
-                with stop_on_signals(self.ranks):
-                    rollout = self.ppo.n_steps * self.ppo.n_envs * self.ranks.world
-                    new = self.steps == 0
-                    self.ppo.learn(left * rollout, callback, reset_num_timesteps=new)
-        self.ranks.leave()
-        summary = {
-            "run": str(self.run.path),
-            "steps": self.steps,
-            "seconds": round(self.seconds, 1),
-            "goals_mean": None,
-            "npd": self.randomizer.npd(),
-            "bounds_moved": self.randomizer.curriculum.num_moves,
-            "policy": None,
-        }
-        if callback.stopped:
-            # the next rollout had begun; it is not in the checkpoint
-            return {**summary, "steps": self._saved_steps, "stopped": callback.stopped}
-        return {**summary, **self._finish(export)} if first else summary
+            with stop_on_signals(self.ranks):
+                rollout = self.ppo.n_steps * self.ppo.n_envs * self.ranks.world
+                self.ppo.learn(left * rollout, callback, reset_num_timesteps=self.steps == 0)
+        return callback.stopped
 
     def _finish(self, export: Export) -> dict[str, Any]:
         """Write policy.onnx and try the deterministic policy in the nominal world."""
