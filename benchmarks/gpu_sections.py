@@ -158,7 +158,10 @@ def iter_actions(env: BatchedEnv) -> Iterator[torch.Tensor]:
 def runner_of(size: Size, *overrides: str) -> Runner:
     """The GPU config on warp, at the benchmark's size."""
     common = (f"env.num_envs={size.num_envs}", "sim.backend=warp")
-    return Runner(load_config(CONFIG, [*common, *overrides]))
+    runner = Runner(load_config(CONFIG, [*common, *overrides]))
+    # as a training does at the end of every rollout
+    runner.randomizer.settle_every = runner.config.ppo.steps
+    return runner
 
 
 def training(size: Size) -> dict[str, Any]:

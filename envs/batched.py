@@ -26,7 +26,7 @@ class EnvConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     num_envs: int = Field(default=512, ge=1, le=1 << 20)
-    """environments simulated side by side"""
+    """environments simulated side by side; under torchrun, in every process"""
     control_hz: float = Field(default=20.0, gt=0, le=1000)
     """policy decisions per second"""
     episode_seconds: float | None = Field(default=None, gt=0, le=86_400)

@@ -257,7 +257,7 @@ CASES = [
     Case(TRAIN + "policy.type=lstn", ("policy.type", "'lstn'", "mlp")),
     Case(TRAIN + "seed=-1", ("seed", "-1")),
     Case(TRAIN + "task=[cube_rotate]", ("task", "string")),
-    Case(TRAIN + "sim.backend=warp", ("sim.backend", "warp", "cpu")),
+    Case(TRAIN + "sim.njmax=-1", ("sim.njmax", "-1", "0")),
     Case(TRAIN + "sim.backend=gpu", ("sim.backend", "'gpu'", "cpu")),
     Case(TRAIN + "randomization.curriculum=add", ("randomization.curriculum", "'add'", "adr")),
     # names

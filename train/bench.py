@@ -288,7 +288,8 @@ def _training(nominal: BatchedEnv, everything: BatchedEnv, size: Size, threads: 
 
 
 def _ppo(env: BatchedEnv, size: Size) -> WidenPPO:
-    return WidenPPO(HandVecEnv(env, privileged=True), PPOConfig(steps=size.block), seed=0)
+    vector = HandVecEnv(env, privileged=True)
+    return WidenPPO(vector, PPOConfig(steps=size.block), seed=0, device=env.device)
 
 
 def _sb3(vector: VecEnv, samples: int) -> PPO:
