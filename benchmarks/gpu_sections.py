@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
+import math
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +22,7 @@ from typing import Any
 import torch
 
 from widen.envs.batched import BatchedEnv, EnvConfig
+from widen.envs.probe import with_room
 from widen.envs.sim import SimConfig
 from widen.randomization.config import RandomizationConfig
 from widen.randomization.parameters import CATALOGUE
@@ -30,12 +35,16 @@ CUDA = torch.cuda.is_available()
 CONFIG = "cube_rotate_gpu"
 
 
+Keep = Callable[[dict[str, Any]], None]
+"""writes what a section has found so far"""
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is measured."""
 
-    worlds: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)
-    """of the sweep over the number of environments"""
+    worlds: tuple[int, ...] = (8192, 1024, 32768, 2048, 16384, 4096)
+    """of the sweep over the number of environments, the telling ones first"""
     num_envs: int = 8192
     """of everything else"""
     seconds: float = 2.0
@@ -90,13 +99,23 @@ def make_env(num_envs: int, randomised: bool) -> BatchedEnv:
     return BatchedEnv(
         "cube_rotate",
         config=EnvConfig(num_envs=num_envs),
-        sim=SimConfig(backend="warp"),
+        sim=room(),
         perturbation=Randomizer(config) if randomised else None,
         stagger=True,
     )
 
 
-def simulation(size: Size) -> dict[str, Any]:
+@functools.cache
+def room() -> SimConfig:
+    """Warp with the same room for all rows, from one trial."""
+    config = RandomizationConfig.model_validate(
+        {"curriculum": "uniform", "parameters": dict.fromkeys(CATALOGUE)}
+    )
+    warp = SimConfig(backend="warp")
+    return with_room(warp, Randomizer(config), "cube_rotate", "leap", None, EnvConfig())
+
+
+def simulation(size: Size, keep: Keep) -> dict[str, Any]:
     """Environment steps per second by number of worlds, with and without randomisation."""
     rows = []
     for num_envs in size.worlds:
@@ -110,7 +129,7 @@ def simulation(size: Size) -> dict[str, Any]:
             except Exception as error:  # out of memory at one size says nothing of the others
                 row["error"] = str(error).splitlines()[0][:200]
             rows.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
+            keep({"rows": rows})
     return {"rows": rows}
 
 
@@ -164,7 +183,7 @@ def runner_of(size: Size, *overrides: str) -> Runner:
     return runner
 
 
-def training(size: Size) -> dict[str, Any]:
+def training(size: Size, keep: Keep) -> dict[str, Any]:
     """Training steps per second and shares of time, by precision and compilation."""
     variants = {
         "float32": (),
@@ -181,7 +200,7 @@ def training(size: Size) -> dict[str, Any]:
         except Exception as error:  # a toolchain that one variant lacks says nothing of the others
             row["error"] = str(error).splitlines()[0][:200]
         rows.append(row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
+        keep({"rows": rows, "num_envs": size.num_envs})
         gc.collect()
     return {"rows": rows, "num_envs": size.num_envs}
 
@@ -201,7 +220,7 @@ def _training_row(size: Size, overrides: tuple[str, ...]) -> dict[str, Any]:
     return {"train_steps_per_s": round(size.iterations * rollout / seconds), "shares": shares}
 
 
-def profile(size: Size) -> dict[str, Any]:
+def profile(size: Size, keep: Keep) -> dict[str, Any]:
     """torch.profiler over training iterations: the operations that take longest."""
     from torch.profiler import ProfilerActivity, record_function
     from torch.profiler import profile as profiler
@@ -233,12 +252,12 @@ def profile(size: Size) -> dict[str, Any]:
     return {"table": table, "sorted_by": key}
 
 
-def score(size: Size) -> dict[str, Any]:
+def score(size: Size, keep: Keep) -> dict[str, Any]:
     """cube_rotate without randomisation, trained for a while, judged on both backends."""
     return _train_for(size, size.score_seconds, "randomization.curriculum=none")
 
 
-def curriculum(size: Size) -> dict[str, Any]:
+def curriculum(size: Size, keep: Keep) -> dict[str, Any]:
     """The config as shipped, with its curriculum."""
     return _train_for(size, size.adr_seconds)
 
@@ -248,7 +267,11 @@ def _train_for(size: Size, seconds: float, *overrides: str) -> dict[str, Any]:
     folder = Path(os.environ.get("GPU_BENCH_OUT", ".")) / f"run-{len(overrides)}"
     envs = f"env.num_envs={size.num_envs}"
     common = [CONFIG, envs, "sim.backend=warp", f"evaluation.episodes={size.episodes}", *overrides]
+    shutil.rmtree(folder, ignore_errors=True)
     rate = _iterations_per_second(size, *overrides)
+    gc.collect()  # or two of these simulations would share the GPU
+    if CUDA:
+        torch.cuda.empty_cache()
     iterations = max(2, round(seconds * rate))
     began = time.perf_counter()
     result = widen(
@@ -263,12 +286,17 @@ def _train_for(size: Size, seconds: float, *overrides: str) -> dict[str, Any]:
     thin = max(1, len(curve) // 40)
     policy = str(folder / "policy.onnx")
     episodes = ["--episodes", str(size.episodes), "--json"]
+    judged = {name: widen("eval", policy, *episodes, "--backend", name) for name in ("cpu", "warp")}
+    apart = abs(judged["cpu"]["goals_mean"] - judged["warp"]["goals_mean"])
+    spread = math.hypot(*(one["standard_error"] for one in judged.values()))
     return {
         "train": result,
         "wall_s": round(wall, 1),
         "curve": curve[::thin] + curve[-1:],
-        "cpu_backend": widen("eval", policy, *episodes, "--backend", "cpu"),
-        "warp_backend": widen("eval", policy, *episodes, "--backend", "warp"),
+        "cpu_backend": judged["cpu"],
+        "warp_backend": judged["warp"],
+        # 99 times of 100, if both are the same physics
+        "agree": apart <= 2.576 * spread,
     }
 
 
@@ -281,7 +309,7 @@ def _iterations_per_second(size: Size, *overrides: str) -> float:
 
 
 def widen(*arguments: str) -> dict[str, Any]:
-    """A command of widen with --json; without the long list of single goals."""
+    """A command of widen with --json; the standard error in place of the list of goals."""
     from widen.train.cli import main
 
     output = StringIO()
@@ -290,39 +318,33 @@ def widen(*arguments: str) -> dict[str, Any]:
     if code:
         raise RuntimeError(f"widen {' '.join(arguments)}: exit code {code}")
     result = json.loads(output.getvalue())
-    result.pop("goals", None)
+    if goals := result.pop("goals", None):
+        spread = statistics.stdev(goals) if len(goals) > 1 else math.inf
+        result["standard_error"] = round(spread / math.sqrt(len(goals)), 3)
     return result
 
 
-def correctness(size: Size) -> dict[str, Any]:
-    """The tests marked warp: on a GPU the contract of the simulation on CUDA."""
-    # only these files: others need packages that a GPU machine may not have
-    marked = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if _about_warp(path)]
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "warp", "-p", "no:cacheprovider", *marked],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+def correctness(size: Size, keep: Keep) -> dict[str, Any]:
+    """The contract of the simulation, on CUDA where there is a GPU."""
+    files = [f"tests/test_sim_{name}.py" for name in ("contract", "fields", "warp")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "warp", "-p", "no:cacheprovider", *files]
+    ran = subprocess.Popen(
+        command + ["-k", "cuda"] * CUDA, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    lines = ran.stdout.strip().splitlines()
-    return {
-        "passed": ran.returncode == 0,
-        "summary": lines[-1] if lines else "",
-        "tail": lines[-60:],
-    }
+    assert ran.stdout is not None
+    lines = []
+    for line in ran.stdout:
+        print(line, end="", flush=True)  # into the section's log
+        lines.append(line.rstrip())
+    passed = ran.wait() == 0
+    return {"passed": passed, "summary": lines[-1] if lines else "", "tail": lines[-60:]}
 
 
-def _about_warp(path: Path) -> bool:
-    return "mark.warp" in path.read_text(encoding="utf-8")
-
-
-SECTIONS: dict[str, Callable[[Size], dict[str, Any]]] = {
+SECTIONS: dict[str, Callable[[Size, Keep], dict[str, Any]]] = {
+    "correctness": correctness,
     "simulation": simulation,
-    "training": training,
     "score": score,
+    "training": training,
     "profile": profile,
     "curriculum": curriculum,
-    "correctness": correctness,
 }
-"""In the order of their worth: a run that is cut short has measured the first ones."""

@@ -2,7 +2,8 @@
 
 MuJoCo Warp allocates them once; too little loses contacts, too much wastes memory and time. What
 is needed depends on the hand, the object and how far they are randomised, so a small batch of the
-same environments is driven wildly on the CPU, as hard as the randomisation may ever make it.
+same environments is driven wildly on the CPU, with everything that the randomisation may ever
+reach.
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ class WarpSim:
         # those of mj_step are of the state before its last substep: nobody would read them
         self._m.opt.disableflags |= _SENSOR_FLAG
         self._groups = warp_model.derived_groups(self.model, model_fields)
-        self._torch_stream, self._stream = None, None
+        self._torch_stream: Any = None
+        self._stream: Any = None
         self._load_kernels()
         self._step_graphs: dict[int, tuple[Tensor, wp.Graph]] = {}
         self._const_graph = self._record(self._run_const) if self._groups else None
@@ -344,7 +345,8 @@ class WarpSim:
             return
         if self.device.type == "cuda":
             stream = torch.cuda.current_stream(self.device)
-            if stream != self._torch_stream:
+            # by handle: a torch.cuda.Stream is neither equal nor unequal to None
+            if self._stream is None or stream.cuda_stream != self._torch_stream.cuda_stream:
                 self._torch_stream, self._stream = stream, wp.stream_from_torch(stream)
         wp.capture_launch(graph, self._stream)
 

@@ -62,7 +62,7 @@ def start(device: torch.device) -> wp.Device:
             "sim.backend: warp finds no CUDA device though torch does; expected a newer NVIDIA"
             " driver, or backend cpu"
         )
-    # of several processes one says it
+    # RANK is torchrun's: of several processes one says it
     if device.type == "cpu" and os.environ.get("RANK", "0") == "0":
         print(
             "note: MuJoCo Warp runs on the CPU, which is slow and meant for tests; it compiles"

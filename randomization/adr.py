@@ -80,6 +80,11 @@ class ADR(Uniform):
             move for bound in self.movable.tolist() for move in self._settle(bound, oldest[bound])
         ]
 
+    def abandon(self, oldest: np.ndarray) -> None:
+        for bound, first in enumerate(oldest):
+            held = self._results[bound]
+            self._results[bound] = [result for result in held if result[0] < first]
+
     def _settle(self, bound: int, oldest: int) -> list[Move]:
         """Evaluate a bound as often as its results in order of their beginning allow.
 

@@ -99,6 +99,13 @@ class Uniform:
         """Take ended evaluations, one `Records` per process; returns the bounds that moved."""
         return []
 
+    def abandon(self, oldest: np.ndarray) -> None:
+        """Running episodes are given up, (2P,) the first ticket of each bound among them.
+
+        What began after them and has ended already must not count: of what began together, only
+        what failed early would be known.
+        """
+
     def npd(self) -> float:
         """Entropy of the drawn values in nats per dimension.
 

@@ -84,17 +84,27 @@ class Draws:
     def drain(self) -> Records:
         """The evaluations that ended since the last call, and how old the running ones are."""
         ended, self._ended = self._ended, []
+        if not self._evaluates:  # nothing to wait for the device for
+            nothing = np.zeros(0, dtype=np.int64)
+            return Records(nothing, nothing, nothing, np.full(2 * len(self._bounds), NEVER))
         bounds, tickets = np.zeros((2, 0), dtype=np.int64)
         scores = np.zeros(0, dtype=np.float32)
         if ended:
             columns = [torch.cat(column) for column in zip(*ended, strict=True)]
             counted = columns.pop()
             bounds, tickets, scores = (x[counted].cpu().numpy() for x in columns)
+        return Records(bounds, tickets, scores, self._oldest(self._assigned, self._ticket))
+
+    def abandoned(self, state: dict[str, Any]) -> np.ndarray:
+        """(2P,) first ticket of every bound that was running in a `state_dict`; else NEVER."""
+        return self._oldest(state["assigned"], state["ticket"])
+
+    def _oldest(self, assigned: Tensor, ticket: Tensor) -> np.ndarray:
         oldest = np.full(2 * len(self._bounds), NEVER)
-        assigned, ticket = self._assigned.cpu().numpy(), self._ticket.cpu().numpy()
-        running = assigned >= 0
-        np.minimum.at(oldest, assigned[running], ticket[running])
-        return Records(bounds, tickets, scores, oldest)
+        bounds, tickets = assigned.cpu().numpy(), ticket.cpu().numpy()
+        running = bounds >= 0
+        np.minimum.at(oldest, bounds[running], tickets[running])
+        return oldest
 
     def _uniform(self, *shape: int) -> Tensor:
         device = self._generator.device

@@ -22,6 +22,8 @@ from .draws import Draws
 from .observation import Observation
 from .parameters import Parameter, Parts, check_scene, find
 
+SETTLE_MASKED = 16
+
 
 class Randomizer:
     """The `Perturbation` that a `RandomizationConfig` describes.
@@ -31,8 +33,8 @@ class Randomizer:
     a critic's input has the same width under every curriculum.
 
     Values are drawn and results collected on the simulation's device; the curriculum decides on
-    the host whenever `settle` is called, or by itself after every `settle_every` ends. Processes
-    that train together `drain` their `Draws`, and one of them decides for all.
+    the host whenever `settle` is called, or by itself in every `settle_every`th call of `end`. Of
+    processes that train together each gives its `records`, and one of them decides for all.
 
     Args:
         config: parameters and curriculum.
@@ -41,10 +43,11 @@ class Randomizer:
 
     Attributes:
         curriculum: bounds and rule.
-        settle_every: ends of episodes, or steps on a GPU, after which it settles; 0: never.
+        settle_every: calls of `end` after which it settles, 0 for never. Not set, it is 1 by ids
+            and `SETTLE_MASKED` by masks, since settling waits for the device.
     """
 
-    settle_every = 1
+    settle_every: int | None = None
 
     def __init__(self, config: RandomizationConfig, seed: int = 0, rank: int = 0) -> None:
         self.config, self.rank = config, rank
@@ -140,7 +143,10 @@ class Randomizer:
     def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
         self._draws.end(which, scores, counted)
         self._ends += 1
-        if self.settle_every and self._ends % self.settle_every == 0:
+        every = self.settle_every
+        if every is None:
+            every = SETTLE_MASKED if which.dtype == torch.bool else 1
+        if every and self._ends % every == 0:
             self.settle()
 
     def settle(self) -> None:
@@ -169,6 +175,10 @@ class Randomizer:
         self.curriculum.load_state_dict(state["curriculum"])
         self._draws.clock = int(state["clock"])
         self._draws.refresh()
+
+    def abandon(self, state: dict[str, Any]) -> None:
+        """Episodes of a `state_dict` will not be continued; see `Draws.abandoned`."""
+        self.curriculum.abandon(self._draws.abandoned(state["draws"]))
 
     def widest(self) -> Randomizer:
         """A fresh one that draws from the whole limits; see `Perturbation.widest`."""

@@ -19,10 +19,14 @@ class Clockwork:
 
     def __init__(self) -> None:
         self.num_envs, self.device, self.divergences = 2, torch.device("cpu"), 0
+        self.sim, self.checks = self, 0
         self.age = torch.zeros(2, dtype=torch.int64)
 
     def reset(self) -> dict[str, torch.Tensor]:
         return {}
+
+    def check(self) -> None:
+        self.checks += 1
 
     def step(self, obs: Any, fresh: torch.Tensor) -> Any:
         assert torch.equal(fresh, self.age == 0)
@@ -46,6 +50,7 @@ def test_short_episodes_do_not_count_more_than_long_ones(episodes: int) -> None:
     env: Any = Clockwork()
     result = evaluate(env, env.step, episodes)
     assert result["episodes"] == 2 * -(-episodes // 2)
+    assert env.checks == 1  # whether contacts were lost
     assert result["goals_mean"] == result["goals_median"] == 5.0
     assert result["drop_rate"] == 0.5
     assert sorted(result["goals"]) == [1.0] * (len(result["goals"]) // 2) + [9.0] * (

@@ -12,6 +12,7 @@ from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.perturbation import NoPerturbation
 from widen.envs.sim import SimConfig, resolve_backend
 from widen.randomization.config import RandomizationConfig
+from widen.randomization.parameters import CATALOGUE
 from widen.randomization.randomizer import Randomizer
 
 
@@ -107,3 +108,24 @@ def test_auto_means_cpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend(SimConfig()) == "cpu"
     with pytest.raises(ValueError, match=r"sim\.backend: 'warp' needs the package mujoco-warp"):
         resolve_backend(SimConfig(backend="warp"))
+
+
+@pytest.mark.warp
+def test_warp_finds_room_in_what_was_found() -> None:
+    """Randomised to the limits, driven at random: nothing is lost, near pairs of geoms included."""
+    pytest.importorskip("mujoco_warp")
+    names = [name for name in CATALOGUE if name != "action_latency"]
+    entries = {"curriculum": "uniform", "parameters": dict.fromkeys(names)}
+    env = BatchedEnv(
+        "cube_rotate",
+        config=EnvConfig(num_envs=16),
+        sim=SimConfig(backend="warp"),
+        perturbation=Randomizer(RandomizationConfig.model_validate(entries)),
+    )
+    env.reset()
+    generator = torch.Generator(env.device).manual_seed(0)
+    for _ in range(40):
+        noise = torch.rand(16, env.num_actions, generator=generator, device=env.device)
+        env.step(noise * 2 - 1)
+    env.sim.check()
+    assert not env.sim.overflow.any()

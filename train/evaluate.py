@@ -132,6 +132,7 @@ def evaluate(
                 " expected a stable one: raise sim.substeps, or look at the hand's gains and masses"
             )
         obs, fresh = result.obs, result.terminated | result.truncated
+    env.sim.check()
     scores = torch.tensor(goals)
     return {
         "episodes": len(goals),

@@ -100,6 +100,7 @@ class Runner:
         """
         ppo = self.ppo.training_state()
         own = {"ppo": ppo["own"], "env": self.env.state_dict()}
+        del own["env"]["perturbation"]["shared"]
         return {
             "config": dump_config(self.config),
             "backend": self.backend,
@@ -114,10 +115,14 @@ class Runner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`. A rank that has no part in it begins fresh episodes."""
         own = None
-        if self.ranks.rank < len(state["ranks"]):
-            own = state["ranks"][self.ranks.rank]
-            self.env.load_state_dict(own["env"])
-        self.randomizer.load_shared_state(state["randomizer"])
+        shared, parts = state["randomizer"], state["ranks"]
+        if self.ranks.rank < len(parts):
+            own = parts[self.ranks.rank]
+            perturbation = {**own["env"]["perturbation"], "shared": shared}
+            self.env.load_state_dict({**own["env"], "perturbation": perturbation})
+        self.randomizer.load_shared_state(shared)
+        for dropped in parts[self.ranks.world :]:
+            self.randomizer.abandon(dropped["env"]["perturbation"])
         self.ppo.load_training_state({"shared": state["ppo"], "own": own and own["ppo"]})
         self.seconds = float(state["seconds"])
 
