@@ -96,11 +96,14 @@ def make_env(num_envs: int, randomised: bool) -> BatchedEnv:
     """cube_rotate on warp, with every parameter over its whole limits or with none."""
     entries = dict.fromkeys(CATALOGUE) if randomised else {}
     config = RandomizationConfig.model_validate({"curriculum": "uniform", "parameters": entries})
+    randomizer = Randomizer(config) if randomised else None
+    if randomizer is not None:
+        randomizer.settle_every = 0  # there is nothing to settle, and it would wait
     return BatchedEnv(
         "cube_rotate",
         config=EnvConfig(num_envs=num_envs),
         sim=room(),
-        perturbation=Randomizer(config) if randomised else None,
+        perturbation=randomizer,
         stagger=True,
     )
 

@@ -91,9 +91,9 @@ class StepResult(NamedTuple):
 class BatchedEnv:
     """N environments on the simulation's device, reset as they finish.
 
-    On a GPU nothing in `step` waits for the device: what begins anew is named by a mask, and its
-    values are computed for all environments. On a CPU that would be a waste, so there it is
-    named by ids. `masked` tells which.
+    On a GPU nothing in `step` waits for the device, a randomizer that settles by itself apart:
+    what begins anew is named by a mask, and its values are computed for all environments. On a
+    CPU that would be a waste, so there it is named by ids. `masked` tells which.
 
     Args:
         task: name of a task.

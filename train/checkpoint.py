@@ -18,7 +18,11 @@ from .run_folder import RunFolder
 SCHEMA = "widen.checkpoint/2"
 # What may differ between a run and its continuation: it changes neither physics nor learning.
 # Of sim.backend only what it means on a machine counts, which `check_same_backend` compares.
-FREE_KEYS = {"checkpoint", "evaluation", "ppo.iterations", "sim.threads", "sim.backend"}
+FREE_KEYS = {
+    *("checkpoint", "evaluation", "ppo.iterations"),
+    # a run that ended because they were too small goes on with larger ones
+    *("sim.threads", "sim.backend", "sim.nconmax", "sim.njmax"),
+}
 
 
 def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int) -> Path:

@@ -154,7 +154,6 @@ def evaluate_policy(
 
     env, step = open_trial(subject, episodes, randomization, backend)
     result = evaluate(env, step, episodes)
-    env.sim.check()
     about = {"policy": str(subject), "randomization": randomization}
     show.emit({**about, **result}, as_json, show.evaluation)
 
