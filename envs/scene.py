@@ -85,7 +85,7 @@ def gravity_of(tilt: float) -> np.ndarray:
 
 
 def build_scene(
-    hand: Hand, object_name: str | None, *, timestep: float, iterations: int = 10
+    hand: Hand, object_name: str | None, *, timestep: float, iterations: int = 20
 ) -> Scene:
     """Compose and compile a scene.
 

@@ -132,7 +132,7 @@ def make_robot(name: str, contract: Contract) -> Robot:
         load_hand(contract.hand),
         contract.object,
         timestep=contract.control_period / trained.get("substeps", 3),
-        iterations=trained.get("iterations", 10),
+        iterations=trained.get("iterations", 20),
     )
     return SimRobot.from_scene(scene)
 
