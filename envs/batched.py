@@ -128,13 +128,15 @@ class BatchedEnv:
         self.config, self.stagger = config, stagger
         self.control_dt = 1.0 / config.control_hz
         self.substeps = sim.substeps
+        self.perturbation = perturbation if perturbation is not None else NoPerturbation()
         self.scene: Scene = build_scene(
             load_hand(hand),
             object_name or kind.object,
             timestep=self.control_dt / sim.substeps,
             iterations=sim.iterations,
+            contact_dims=self.perturbation.contact_dims,
+            movable_centre="body_ipos" in self.perturbation.model_fields,
         )
-        self.perturbation = perturbation if perturbation is not None else NoPerturbation()
         if resolve_backend(sim) == "warp":
             from .probe import with_room  # which makes a BatchedEnv
 

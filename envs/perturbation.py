@@ -23,6 +23,8 @@ class Perturbation(Protocol):
 
     model_fields: tuple[str, ...]
     """MjModel fields that `begin` writes per environment; declared to the simulation."""
+    contact_dims: int
+    """condim that contacts of the object need at least: 3 slides, 4 also spins, 6 also rolls."""
     num_privileged: int
     """Width of `privileged()`."""
 
@@ -101,6 +103,7 @@ class NoPerturbation:
     """The nominal world: targets reach the motors at once, readings are true."""
 
     model_fields: tuple[str, ...] = ()
+    contact_dims = 3
     num_privileged = 0
 
     def attach(self, sim: BatchSim, scene: Scene, control_dt: float) -> None:

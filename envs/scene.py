@@ -85,7 +85,13 @@ def gravity_of(tilt: float) -> np.ndarray:
 
 
 def build_scene(
-    hand: Hand, object_name: str | None, *, timestep: float, iterations: int = 20
+    hand: Hand,
+    object_name: str | None,
+    *,
+    timestep: float,
+    iterations: int = 20,
+    contact_dims: int = 3,
+    movable_centre: bool = False,
 ) -> Scene:
     """Compose and compile a scene.
 
@@ -94,6 +100,9 @@ def build_scene(
         object_name: a key of OBJECTS, or None for the bare hand.
         timestep: seconds of one simulation step.
         iterations: solver iterations.
+        contact_dims: condim of the object: 3 slides, 4 also spins, 6 also rolls.
+        movable_centre: whether the object's centre of mass may be moved later, which costs a little
+            speed.
 
     Raises:
         ValueError: unknown object, or a hand file that uses one of the scene's own names.
@@ -110,7 +119,7 @@ def build_scene(
     what = None if object_name is None else _find_object(object_name)
     try:
         if what is not None:
-            _add_object(spec, what, hand.nest)
+            _add_object(spec, what, hand.nest, contact_dims, movable_centre)
         _add_view(spec, hand)
         model = spec.compile()
     except ValueError as error:
@@ -126,7 +135,13 @@ def _find_object(name: str) -> ObjectSpec:
     return OBJECTS[name]
 
 
-def _add_object(spec: mujoco.MjSpec, what: ObjectSpec, pos: tuple[float, float, float]) -> None:
+def _add_object(
+    spec: mujoco.MjSpec,
+    what: ObjectSpec,
+    pos: tuple[float, float, float],
+    contact_dims: int,
+    movable_centre: bool,
+) -> None:
     face = np.ones((6, 64, 64, 3), np.uint8) * np.array(FACE_COLOURS, np.uint8)[:, None, None, :]
     face[:, :3], face[:, -3:], face[:, :, :3], face[:, :, -3:] = 40, 40, 40, 40
     texture = spec.add_texture(
@@ -143,12 +158,14 @@ def _add_object(spec: mujoco.MjSpec, what: ObjectSpec, pos: tuple[float, float, 
     body.mass, body.inertia, body.explicitinertial = what.mass, inertia, True
     # left alone, an explicit inertial frame sits at the origin of the world, not of the body
     body.ipos, body.iquat = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+    # a simple body's centre is its frame's origin for ever
+    body.simple = 0 if movable_centre else 1
     body.add_geom(
         name="object",
         type=mujoco.mjtGeom.mjGEOM_BOX,
         size=half,
         friction=[what.friction, 0.005, 0.0001],
-        condim=3,
+        condim=contact_dims,
         solref=[0.02, 1.0],
         solimp=[0.9, 0.95, 0.001, 0.5, 2.0],
         contype=OBJECT_CONTYPE,

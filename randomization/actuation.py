@@ -10,7 +10,21 @@ from torch import Tensor
 
 from widen.envs.rows import count, put
 
+from .parameter import Plant, effect
 from .queues import History
+
+# ruff format would give every argument a line and hide the table
+# fmt: off
+ACTUATION = (
+    effect("actuation", "action_latency", "control steps", 3.0, 0.05,
+            "delay from policy to motors, in fractions down to one simulation step",
+            "[X] found 1.5, [R] milliseconds per actuator"),
+    effect("actuation", "action_noise", "rad", 0.2, 0.003,
+            "std of noise on joint targets, new in every step", "[X] found .32 of an action"),
+    effect("actuation", "action_bias", "rad", 0.2, 0.003,
+            "std of each joint target's offset, new in every episode", "[X] found .48 of an action"),
+)
+# fmt: on
 
 
 class Actuation:
@@ -18,17 +32,13 @@ class Actuation:
 
     Args:
         most: largest value of every parameter that varies, by name; sizes the queues.
-        num_envs: number of environments N.
-        num_joints: number of actuators nu.
-        generator: draws every sample.
+        plant: the simulation.
     """
 
-    def __init__(
-        self, most: Mapping[str, float], num_envs: int, num_joints: int, generator: torch.Generator
-    ) -> None:
-        self._generator = generator
-        self._shape = (num_envs, num_joints)
-        device = generator.device
+    def __init__(self, most: Mapping[str, float], plant: Plant) -> None:
+        self._generator = plant.generator
+        num_envs, num_joints = self._shape = (plant.num_envs, plant.num_joints)
+        device = plant.generator.device
         self._tensors: dict[str, Tensor] = {}
         self._history: History | None = None
         if "action_noise" in most:

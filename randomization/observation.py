@@ -12,7 +12,31 @@ from widen.envs.perturbation import Readings
 from widen.envs.rotations import quat_from_rotvec, quat_mul
 from widen.envs.rows import count, merge, put, take
 
+from .parameter import Plant, effect
 from .queues import History
+
+# ruff format would give every argument a line and hide the table
+# fmt: off
+OBSERVATION = (
+    effect("observation", "joint_bias", "rad", 0.15, 0.003,
+            "std of each joint reading's offset, new in every episode", "[D] zero offsets N(0, .15)"),
+    effect("observation", "joint_noise", "rad", 0.15, 0.002,
+            "std of noise on joint readings, new in every step", "[P] .05, [X] found .12"),
+    effect("observation", "object_pos_bias", "m", 0.03, 0.0005,
+            "std of the object position's offset, new in every episode", "[D] .005"),
+    effect("observation", "object_pos_noise", "m", 0.03, 0.0005,
+            "std of noise on the object's position, new in every frame", "[D] .001, [P] .02"),
+    effect("observation", "object_rot_bias", "rad", 0.4, 0.006,
+            "std about each axis of the object rotation's offset, new in every episode", "[D] .1"),
+    effect("observation", "object_rot_noise", "rad", 0.4, 0.006,
+            "std about each axis of noise on the object's rotation, new in every frame",
+            "[D] .1, [P] .1"),
+    effect("observation", "object_delay", "control steps", 3.0, 0.05,
+            "age of the object's pose when it is reported", "[X] late with probability up to .47"),
+    effect("observation", "object_refresh", "control steps", 6.0, 0.1,
+            "time from one frame of the object tracker to the next", "[X] found 6", 1.0),
+)
+# fmt: on
 
 POSITION, ROTATION = slice(0, 3), slice(3, 7)
 """Columns of an object's pose (N, 7): object_pos and object_quat."""
@@ -30,15 +54,12 @@ class Observation:
 
     Args:
         most: largest value of every parameter that varies, by name; sizes the queues.
-        num_envs: number of environments N.
-        num_joints: number of actuators nu.
-        generator: draws every sample.
+        plant: the simulation.
     """
 
-    def __init__(
-        self, most: Mapping[str, float], num_envs: int, num_joints: int, generator: torch.Generator
-    ) -> None:
-        self._generator = generator
+    def __init__(self, most: Mapping[str, float], plant: Plant) -> None:
+        self._generator = generator = plant.generator
+        num_envs, num_joints = plant.num_envs, plant.num_joints
         self._num_envs = num_envs
         self._tracks = any(name.startswith("object_") for name in most)
         # the errors of everything that is measured are drawn at once, side by side

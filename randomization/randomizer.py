@@ -16,11 +16,13 @@ from widen.envs.scene import Scene
 from widen.envs.sim import BatchSim
 
 from .actuation import Actuation
+from .adversary import Adversary
 from .config import RandomizationConfig
 from .curriculum import Move, Records
 from .draws import Draws
 from .observation import Observation
-from .parameters import Parameter, Parts, check_scene, find
+from .parameter import Parameter, Parts, Plant
+from .parameters import check_scene, find
 
 SETTLE_MASKED = 16
 
@@ -58,10 +60,11 @@ class Randomizer:
         varied = [] if config.curriculum == "none" else self.parameters
         self._by_kind: dict[str, list[Parameter]] = {
             kind: [what for what in varied if what.kind == kind]
-            for kind in ("model", "actuation", "observation")
+            for kind in ("model", "actuation", "adversary", "observation")
         }
-        fields = {field for what in self._by_kind["model"] for field in what.fields}
+        fields = {field for what in varied for field in what.fields}
         self.model_fields = tuple(sorted(fields))
+        self.contact_dims = max((what.contact_dims for what in varied), default=3)
         self._seed = seed
         self._moves: list[Move] = []
 
@@ -78,21 +81,17 @@ class Randomizer:
         self._sim, self._parts = sim, Parts.of(scene, sim.device)
         self._make_rows()
         self._joints = torch.as_tensor(scene.joint_qpos, device=sim.device)
+        self._normals = {"none": None, "joints": len(scene.joint_qpos), "axes": 3}
         self._column = {what.name: i for i, what in enumerate(self.parameters)}
-        most = {what.name: what.limit_high for what in self.ranges}
-        joints = len(scene.joint_qpos)
-        self._actuation = Actuation(
-            {what.name: most[what.name] for what in self._by_kind["actuation"]},
-            sim.num_envs,
-            joints,
-            self._generator,
-        )
-        self._observation = Observation(
-            {what.name: most[what.name] for what in self._by_kind["observation"]},
-            sim.num_envs,
-            joints,
-            self._generator,
-        )
+        plant = Plant(sim, scene, self._parts, control_dt, self._generator)
+        self._actuation = Actuation(self._most("actuation"), plant)
+        self._adversary = Adversary(self._most("adversary"), plant)
+        self._observation = Observation(self._most("observation"), plant)
+        self._effects = {
+            "actuation": self._actuation,
+            "adversary": self._adversary,
+            "observation": self._observation,
+        }
         nominal = [what.nominal for what in self.parameters]
         # the catalogue's limits, not the config's: a critic's input keeps its meaning
         reach = [max(abs(end - what.nominal) for end in what.limits) for what in self.parameters]
@@ -100,6 +99,11 @@ class Randomizer:
         self._reach = torch.tensor(reach, dtype=torch.float64, device=sim.device)
         self.values = self._nominal.repeat(sim.num_envs, 1)  # (N, P)
         self._privileged = torch.zeros(self.values.shape, device=sim.device)
+
+    def _most(self, kind: str) -> dict[str, float]:
+        """Largest value of every varied parameter of this kind."""
+        names = {what.name for what in self._by_kind[kind]}
+        return {what.name: what.limit_high for what in self.ranges if what.name in names}
 
     def _make_rows(self) -> None:
         """Room for the model fields of all environments, in one piece and as views of it."""
@@ -121,7 +125,7 @@ class Randomizer:
         put(self._privileged, which, (drawn - self._nominal) / self._reach)
         if self.model_fields:
             self._write_fields(which, drawn)
-        for effects, kind in ((self._actuation, "actuation"), (self._observation, "observation")):
+        for kind, effects in self._effects.items():
             values = {what.name: drawn[:, self._column[what.name]] for what in self._by_kind[kind]}
             effects.begin(which, values)
 
@@ -135,7 +139,9 @@ class Randomizer:
         rows = {name: values[: count(which)] for name, values in self._rows.items()}
         for what in self._by_kind["model"]:
             assert what.write is not None
-            what.write(rows, self._parts, drawn[:, self._column[what.name]])
+            normal = self._normals[what.normals]
+            samples = () if normal is None else (self._normal(len(drawn), normal),)
+            what.write(rows, self._parts, drawn[:, self._column[what.name]], *samples)
         for name, values in rows.items():
             put(self._sim.per_env(name), which, values)
         self._sim.commit(which)
@@ -191,7 +197,12 @@ class Randomizer:
 
     def act(self, target: Tensor, substeps: int) -> tuple[Tensor, Tensor | None]:
         self._draws.clock += 1
-        return self._actuation.act(target, substeps), None
+        target, wrench = self._adversary.act(target)
+        return self._actuation.act(target, substeps), wrench
+
+    def _normal(self, *shape: int) -> Tensor:
+        device = self._sim.device
+        return torch.randn(*shape, generator=self._generator, device=device, dtype=torch.float64)
 
     def observe(self, readings: Readings) -> Readings:
         return self._observation.observe(readings)
@@ -235,8 +246,7 @@ class Randomizer:
             "values": self.values.clone(),
             "privileged": self._privileged.clone(),
             "generator": self._generator.get_state(),
-            "actuation": self._actuation.state_dict(),
-            "observation": self._observation.state_dict(),
+            "effects": {kind: one.state_dict() for kind, one in self._effects.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -250,8 +260,8 @@ class Randomizer:
         self.values.copy_(state["values"])
         self._privileged.copy_(state["privileged"])
         self._generator.set_state(state["generator"])
-        self._actuation.load_state_dict(state["actuation"])
-        self._observation.load_state_dict(state["observation"])
+        for kind, one in self._effects.items():
+            one.load_state_dict(state["effects"][kind])
 
 
 def _field(sim: BatchSim, name: str) -> Tensor:

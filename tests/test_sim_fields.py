@@ -24,7 +24,8 @@ from finger_model import (
 )
 from torch import Tensor
 
-from widen.randomization.parameters import CATALOGUE, Parts
+from widen.randomization.parameter import Parts
+from widen.randomization.parameters import CATALOGUE
 
 
 @pytest.fixture(params=BACKENDS)
