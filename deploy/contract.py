@@ -30,7 +30,8 @@ class StateTensor:
     """What the policy carries from one control step to the next.
 
     Attributes:
-        name: as in training: "joint_target", "last_action", "past" or "fresh".
+        name: as in training: "joint_target", "last_action", "past" or "fresh", and of a policy
+            that remembers "lstm_hidden" and "lstm_cell".
         input: the graph's input for it.
         output: the graph's output that is the next step's input.
         shape: without the batch axis.

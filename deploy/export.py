@@ -16,7 +16,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,8 +51,18 @@ _PACKAGES = ("widen", "mujoco", "torch", "numpy", "onnx", "onnxruntime")
 class Policy(Protocol):
     """What an exportable policy offers; `train.policy.HandPolicy` does."""
 
-    def mean_action(self, actor_obs: Tensor) -> Tensor:
-        """Actor observation (N, n) -> action (N, nu); a pure function of tensors."""
+    @property
+    def state_widths(self) -> Mapping[str, int]:
+        """Names and widths of what it carries from step to step; zeros in the beginning."""
+        ...
+
+    def advance(
+        self, actor_obs: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Actor observation (N, n) and state -> action (N, nu) and the next state.
+
+        A pure function of tensors.
+        """
         ...
 
 
@@ -84,6 +94,7 @@ class PolicyGraph(nn.Module):
         tensors = [target, _carried("last_action", nu, 0.0)]
         if past:  # a policy of one frame remembers none
             tensors += [_carried("past", past, 0.0), _carried("fresh", 1, 1.0)]
+        tensors += [_carried(name, n, 0.0) for name, n in self.policy.state_widths.items()]
         return tuple(tensors)
 
     def forward(self, readings: list[Tensor], state: list[Tensor]) -> list[Tensor]:
@@ -94,12 +105,16 @@ class PolicyGraph(nn.Module):
             state: (N, ...) each, in the order of `state`.
         """
         named = {reading.name: value for reading, value in zip(self.layout, readings, strict=True)}
-        target, last_action, *memory = state
-        past, fresh = memory or (target[:, :0], target[:, :1])
+        target, last_action, *carried = state
+        cut = 2 if self.encoder.history_width else 0
+        frames, memory = carried[:cut], tuple(carried[cut:])
+        past, fresh = frames or (target[:, :0], target[:, :1])
         observation, past = self.encoder(named, target, last_action, past, fresh)
-        action = self.policy.mean_action(observation).clamp(-1.0, 1.0)
-        answer = [self.actions(action, target), action]
-        return [*answer, past, torch.zeros_like(fresh)] if memory else answer
+        mean, memory = self.policy.advance(observation, memory)
+        action = mean.clamp(-1.0, 1.0)
+        if frames:
+            frames = [past, torch.zeros_like(fresh)]
+        return [self.actions(action, target), action, *frames, *memory]
 
 
 @dataclass(frozen=True)
@@ -201,10 +216,17 @@ def export_policy(
     return ExportReport(path, error, len(content), time.perf_counter() - began)
 
 
-def export_runner(runner: Any, path: str | Path) -> ExportReport:
+def export_runner(
+    runner: Any, path: str | Path, exam: dict[str, Any] | None = None
+) -> ExportReport:
     """Export what a `train.runner.Runner` or a `train.trained.Trained` holds in memory.
 
     A training may go on afterwards.
+
+    Args:
+        runner: what to export.
+        path: file to write.
+        exam: what an examination of this very policy found.
 
     Raises:
         ValueError: as `export_policy`.
@@ -222,6 +244,7 @@ def export_runner(runner: Any, path: str | Path) -> ExportReport:
         control_period=env.control_dt,
         randomization=runner.randomizer.table(),
         npd=runner.randomizer.npd(),
+        exam=exam,
         training={
             "steps": runner.steps,
             "seed": config.seed,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .curriculum import Move, Range, Records, Uniform
+from .decision import Verdict
+from .rolling import Rolling
+from .tickets import Tickets
 
 SIDES = ("low", "high")
+_RECENT = 10  # evaluations of each bound, on the average, that are called recent
 
 
 class AdrConfig(BaseModel):
-    """The published constants (arXiv 1910.07113, table 15)."""
+    """The published constants (arXiv 1910.07113, table 15), and how results are judged."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -27,12 +31,38 @@ class AdrConfig(BaseModel):
     """mean score at or above which the bound moves away from the nominal"""
     narrow_at: float = 10.0
     """mean score at or below which the bound moves toward the nominal"""
+    rule: Literal["tickets", "rolling"] = "tickets"
+    """tickets: results in the order in which episodes began, those since the bound last moved;
+    rolling: the last `buffer` results in finishing order, at each new one (arXiv 2210.13702)"""
+    decision: Literal["published", "sequential"] = "published"
+    """published: `buffer` results always; sequential: as soon as a test is sure, `buffer` at most"""
+    error: float = Field(default=0.05, gt=0, lt=0.5)
+    """probability that a sequential test misjudges a mean that is clear of both thresholds"""
+    indifference: float | None = Field(default=None, gt=0)
+    """by how much a mean must clear a threshold for `error` to hold; a quarter of the distance
+    between the thresholds if not set"""
+
+    @property
+    def half_width(self) -> float:
+        """Of the zone around each threshold in which either answer will do."""
+        return self.indifference or (self.widen_at - self.narrow_at) / 4
 
     @model_validator(mode="after")
-    def _ordered(self) -> AdrConfig:
+    def _fit(self) -> AdrConfig:
         if self.narrow_at >= self.widen_at:
             raise ValueError(
                 f"adr.narrow_at: {self.narrow_at:g} must be below adr.widen_at {self.widen_at:g}"
+            )
+        if self.rule == "rolling" and self.decision == "sequential":
+            raise ValueError(
+                "adr.decision: a sequential test needs results in the order of their beginning;"
+                " expected adr.rule tickets, got rolling"
+            )
+        most = (self.widen_at - self.narrow_at) / 2
+        if self.half_width > most:
+            raise ValueError(
+                f"adr.indifference: expected at most {most:g}, half the distance between"
+                f" adr.narrow_at and adr.widen_at, got {self.indifference:g}"
             )
         return self
 
@@ -43,16 +73,11 @@ class ADR(Uniform):
     A run begins with every range at zero width on its nominal. Each episode draws every parameter
     U(low, high); with probability `evaluation_share` one bound is picked at random and its
     parameter set to it. The score of such an episode is a result of that bound. Whenever a bound
-    has `buffer` results their mean decides: at least `widen_at` moves the bound a step outwards
+    has results enough their mean decides: at least `widen_at` moves the bound a step outwards
     (to its limit at most), at most `narrow_at` a step inwards (to the nominal at most), and in
     every case those results are spent. A bound whose limit is the nominal cannot move and is never
-    picked. An episode whose bound has moved meanwhile counts all the same, as published. Which
-    episode evaluates what is drawn by `Draws`, on the simulation's device.
-
-    The published loop is sequential. Here environments run side by side and episodes that fail
-    early also finish early, so that a buffer filled in finishing order would first see failures
-    only. Results therefore enter a buffer in the order in which their episodes *began*: a result
-    waits until the bound's earlier episodes have ended.
+    picked. Which episode evaluates what is drawn by `Draws`, on the simulation's device. Which
+    results are judged, and when they are enough, is the matter of `Tickets` or `Rolling`.
     """
 
     def __init__(self, ranges: Sequence[Range], config: AdrConfig) -> None:
@@ -64,66 +89,68 @@ class ADR(Uniform):
             for r in self.ranges
         ]
         self.movable = np.flatnonzero(np.array(movable, dtype=bool))
-        self._results: list[list[tuple[int, float]]] = [[] for _ in range(2 * len(self.ranges))]
+        kind = Rolling if config.rule == "rolling" else Tickets
+        self._results: Rolling | Tickets = kind(2 * len(self.ranges), config)
+        self._evaluations = np.zeros((2 * len(self.ranges), 2), dtype=np.int64)
+        self._recent: deque[tuple[int, bool]] = deque(maxlen=_RECENT * max(1, len(self.movable)))
 
     @property
     def counts(self) -> np.ndarray:
-        return np.array([len(held) for held in self._results], dtype=np.int64).reshape(-1, 2)
+        return self._results.counts.reshape(-1, 2)
+
+    @property
+    def since(self) -> np.ndarray:
+        return self._results.since
+
+    @property
+    def passes_above(self) -> float:
+        """Mean score at or below which a bound fails."""
+        return self.config.narrow_at
+
+    def tallies(self) -> tuple[np.ndarray, np.ndarray]:
+        recent = np.zeros_like(self._evaluations)
+        for bound, failed in self._recent:
+            recent[bound] += 1, failed
+        return self._evaluations.copy(), recent
 
     def decide(self, records: Sequence[Records]) -> list[Move]:
-        for one in records:
-            for bound, ticket, score in zip(one.bounds, one.tickets, one.scores, strict=True):
-                self._results[bound].append((int(ticket), float(score)))
-        oldest = np.min([one.oldest for one in records], axis=0)
-        # an episode that does not count may still have held up later ones
-        return [
-            move for bound in self.movable.tolist() for move in self._settle(bound, oldest[bound])
-        ]
+        self._results.take(records)
+        return [move for bound in self.movable.tolist() for move in self._settle(bound)]
 
-    def abandon(self, oldest: np.ndarray) -> None:
-        for bound, first in enumerate(oldest):
-            held = self._results[bound]
-            self._results[bound] = [result for result in held if result[0] < first]
+    def abandon(self, bounds: np.ndarray, next_ticket: int) -> None:
+        self._results.abandon(bounds, next_ticket)
 
-    def _settle(self, bound: int, oldest: int) -> list[Move]:
-        """Evaluate a bound as often as its results in order of their beginning allow.
-
-        `oldest` is the first ticket of the bound that still runs.
-        """
-        size = self.config.buffer
-        if len(self._results[bound]) < size:
-            return []
-        results, moves = sorted(self._results[bound]), []
-        while len(results) >= size and results[size - 1][0] < oldest:
-            mean = math.fsum(score for _, score in results[:size]) / size
-            del results[:size]
-            moves += self._evaluate(bound, mean)
-        self._results[bound] = results
+    def _settle(self, bound: int) -> list[Move]:
+        """Evaluate a bound as often as its results allow."""
+        moves = []
+        while (verdict := self._results.verdict(bound)) is not None:
+            if (move := self._judge(bound, verdict)) is not None:
+                self._results.moved(bound)
+                moves.append(move)
         return moves
 
-    def _evaluate(self, bound: int, mean: float) -> list[Move]:
+    def _judge(self, bound: int, verdict: Verdict) -> Move | None:
         index, side = divmod(int(bound), 2)
         what = self.ranges[index]
-        self.scores[index, side] = mean
-        if mean >= self.config.widen_at:
-            outwards = 1
-        elif mean <= self.config.narrow_at:
-            outwards = -1
-        else:
-            return []
+        self.scores[index, side] = verdict.mean
+        failed = verdict.outwards <= 0
+        self._evaluations[bound] += 1, failed
+        self._recent.append((bound, failed))
+        if verdict.outwards == 0:
+            return None
         old = float(self.bounds[index, side])
         least, most = (
             (what.limit_low, what.nominal) if side == 0 else (what.nominal, what.limit_high)
         )
         away = -1 if side == 0 else 1
-        new = min(max(old + away * outwards * what.step, least), most)
+        new = min(max(old + away * verdict.outwards * what.step, least), most)
         # sums of steps miss the ends by rounding, and would leave a step of nothing to take
         new = next((end for end in (least, most) if abs(new - end) < 1e-9 * what.step), new)
         if new == old:
-            return []
+            return None
         self.bounds[index, side] = new
         self.num_moves += 1
-        return [Move(what.name, SIDES[side], old, new, mean, self.config.buffer)]
+        return Move(what.name, SIDES[side], old, new, verdict.mean, verdict.count)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -131,7 +158,9 @@ class ADR(Uniform):
             "bounds": self.bounds.tolist(),
             "scores": self.scores.tolist(),
             "num_moves": self.num_moves,
-            "results": [[list(one) for one in held] for held in self._results],
+            "results": self._results.state_dict(),
+            "evaluations": self._evaluations.tolist(),
+            "recent": [[bound, failed] for bound, failed in self._recent],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,4 +180,7 @@ class ADR(Uniform):
         self.bounds[:] = np.array(state["bounds"], dtype=np.float64).reshape(shape)
         self.scores[:] = np.array(state["scores"], dtype=np.float64).reshape(shape)
         self.num_moves = int(state["num_moves"])
-        self._results = [[(int(t), float(s)) for t, s in held] for held in state["results"]]
+        self._results.load_state_dict(state["results"])
+        self._evaluations[:] = np.array(state["evaluations"], dtype=np.int64).reshape(-1, 2)
+        self._recent.clear()
+        self._recent.extend((int(bound), bool(failed)) for bound, failed in state["recent"])

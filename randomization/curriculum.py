@@ -65,7 +65,11 @@ class Records(NamedTuple):
     scores: np.ndarray
     """(K,) goals reached"""
     oldest: np.ndarray
-    """(2P,) int64: the smallest ticket of every bound that still runs, NEVER if there is none"""
+    """(2P,) int64: of every bound the smallest ticket that still runs and counts, NEVER if none"""
+    next: int
+    """first ticket that may be issued from here on"""
+    episodes: np.ndarray = np.zeros((0, 1), dtype=np.float32)
+    """(E, P + 1) values and score of all episodes that ended, evaluations or not"""
 
 
 class Uniform:
@@ -79,6 +83,7 @@ class Uniform:
         num_moves: bounds moved so far.
         evaluation_share: probability that an episode evaluates a bound.
         movable: (M,) int64, the bounds that can move, numbered 2 * parameter + side.
+        since: (2P,) int64, first ticket of each bound that counts.
     """
 
     def __init__(self, ranges: Sequence[Range], bounds: np.ndarray) -> None:
@@ -95,15 +100,25 @@ class Uniform:
     def counts(self) -> np.ndarray:
         return np.zeros((len(self.ranges), 2), dtype=np.int64)
 
+    @property
+    def since(self) -> np.ndarray:
+        return np.zeros(2 * len(self.ranges), dtype=np.int64)
+
+    def tallies(self) -> tuple[np.ndarray, np.ndarray]:
+        """(2P, 2) evaluations of each bound, and how many did not pass: of the run, and of late."""
+        none = np.zeros((2 * len(self.ranges), 2), dtype=np.int64)
+        return none, none
+
     def decide(self, records: Sequence[Records]) -> list[Move]:
         """Take ended evaluations, one `Records` per process; returns the bounds that moved."""
         return []
 
-    def abandon(self, oldest: np.ndarray) -> None:
-        """Running episodes are given up, (2P,) the first ticket of each bound among them.
+    def abandon(self, bounds: np.ndarray, next_ticket: int) -> None:
+        """Running episodes at these bounds are given up; their evaluations start over.
 
-        What began after them and has ended already must not count: of what began together, only
-        what failed early would be known.
+        Args:
+            bounds: (K,) numbered 2 * parameter + side.
+            next_ticket: first that may be issued from here on.
         """
 
     def npd(self) -> float:

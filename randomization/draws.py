@@ -36,6 +36,7 @@ class Draws:
         self._curriculum, self._generator = curriculum, generator
         self.clock = 0
         """control steps taken"""
+        self._begun = -1  # clock at which episodes last began
         self._evaluates = curriculum.evaluation_share > 0 and len(curriculum.movable) > 0
         self._movable = torch.as_tensor(curriculum.movable, device=device)
         self._bounds = torch.empty(curriculum.bounds.shape, dtype=torch.float64, device=device)
@@ -51,7 +52,7 @@ class Draws:
 
     def begin(self, which: Tensor) -> Tensor:
         """Values (K or N, P), float64, of the episodes that begin in `which`."""
-        n = count(which)
+        n, self._begun = count(which), self.clock
         low, high = self._bounds.unbind(1)
         share = self._uniform(n, len(low))
         # rounding may put low + (high - low) u beyond high
@@ -84,25 +85,42 @@ class Draws:
     def drain(self) -> Records:
         """The evaluations that ended since the last call, and how old the running ones are."""
         ended, self._ended = self._ended, []
-        if not self._evaluates:  # nothing to wait for the device for
+        if not self._evaluates:
             nothing = np.zeros(0, dtype=np.int64)
-            return Records(nothing, nothing, nothing, np.full(2 * len(self._bounds), NEVER))
+            return Records(nothing, nothing, nothing, self._oldest(), self.next)
         bounds, tickets = np.zeros((2, 0), dtype=np.int64)
         scores = np.zeros(0, dtype=np.float32)
         if ended:
             columns = [torch.cat(column) for column in zip(*ended, strict=True)]
             counted = columns.pop()
             bounds, tickets, scores = (x[counted].cpu().numpy() for x in columns)
-        return Records(bounds, tickets, scores, self._oldest(self._assigned, self._ticket))
+        return Records(bounds, tickets, scores, self._oldest(), self.next)
+
+    @property
+    def next(self) -> int:
+        """First ticket that may be issued from here on.
+
+        Episodes of the present control step may have begun already or may be about to.
+        """
+        return self.first_ticket(max(self.clock, self._begun + 1))
+
+    @staticmethod
+    def first_ticket(clock: int) -> int:
+        """Of the episodes that begin in this control step."""
+        return clock * _STEP
 
     def abandoned(self, state: dict[str, Any]) -> np.ndarray:
-        """(2P,) first ticket of every bound that was running in a `state_dict`; else NEVER."""
-        return self._oldest(state["assigned"], state["ticket"])
+        """(K,) bounds at which episodes were running in a `state_dict`."""
+        bounds = np.unique(state["assigned"].cpu().numpy())
+        return bounds[bounds >= 0]
 
-    def _oldest(self, assigned: Tensor, ticket: Tensor) -> np.ndarray:
+    def _oldest(self) -> np.ndarray:
         oldest = np.full(2 * len(self._bounds), NEVER)
-        bounds, tickets = assigned.cpu().numpy(), ticket.cpu().numpy()
-        running = bounds >= 0
+        if not self._evaluates:  # nothing to wait for the device for
+            return oldest
+        bounds, tickets = self._assigned.cpu().numpy(), self._ticket.cpu().numpy()
+        # an episode from before its bound moved does not count, and holds nothing up
+        running = (bounds >= 0) & (tickets >= self._curriculum.since[bounds])
         np.minimum.at(oldest, bounds[running], tickets[running])
         return oldest
 
@@ -117,6 +135,7 @@ class Draws:
             "assigned": self._assigned.clone(),
             "ticket": self._ticket.clone(),
             "ended": ended,
+            "begun": self._begun,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -133,5 +152,6 @@ class Draws:
         device = self._assigned.device
         self._assigned.copy_(state["assigned"])
         self._ticket.copy_(state["ticket"])
+        self._begun = int(state["begun"])
         self._ended = [tuple(x.to(device) for x in one) for one in state["ended"]]
         self.refresh()

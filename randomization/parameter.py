@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,15 +27,32 @@ Rows = dict[str, Tensor]
 """MjModel fields, (K, ...) each: a row of nominal values for every environment that begins."""
 
 
+def nominal_field(model: mujoco.MjModel, name: str) -> Tensor:
+    """Values of an MjModel field such as "body_mass" or "opt.gravity", on the CPU."""
+    owner, _, rest = name.rpartition(".")
+    return torch.tensor(np.array(getattr(getattr(model, owner) if owner else model, rest)))
+
+
 @dataclass(frozen=True)
 class Parts:
-    """Where the hand and the object are in a model."""
+    """Where the hand and the object are in a model.
+
+    Attributes:
+        dofs, joints: of the hand's actuators, in their order.
+        hand_bodies: every body but the world and the object.
+        hand_geoms: geoms that collide, those fixed to the world included.
+        object_geoms: likewise.
+        object_body: its id, or -1.
+        timestep: nominal seconds of one simulation step.
+    """
 
     dofs: Index
     joints: Index
+    hand_bodies: Index
     hand_geoms: Index
     object_geoms: Index
     object_body: int
+    timestep: float
 
     @classmethod
     def of(cls, scene: Scene, device: torch.device) -> Parts:
@@ -44,12 +62,16 @@ class Parts:
                 return slice(int(ids[0]), int(ids[-1]) + 1)
             return torch.as_tensor(ids, dtype=torch.long, device=device)
 
+        body = scene.model.body(scene.object_body).id if scene.object_body else -1
+        bodies = np.arange(1, scene.model.nbody)
         return cls(
             dofs=index(scene.joint_dof),
             joints=index(scene.model.dof_jntid[scene.joint_dof]),
+            hand_bodies=index(bodies[bodies != body]),
             hand_geoms=index(scene.hand_geoms),
             object_geoms=index(scene.object_geoms),
-            object_body=scene.model.body(scene.object_body).id if scene.object_body else -1,
+            object_body=body,
+            timestep=float(scene.model.opt.timestep),
         )
 
 
@@ -89,7 +111,7 @@ class Parameter:
 
     @property
     def needs_object(self) -> bool:
-        return self.name.startswith("object_")
+        return self.name.startswith(("object_", "adversary_wrench", "pulse_"))
 
     def range(self, step: float | None = None, limits: tuple[float, float] | None = None) -> Range:
         """As a curriculum sees it; a config's step does not change the unit of npd."""
@@ -100,6 +122,35 @@ class Parameter:
             *(self.limits if limits is None else limits),
             scale=STEPS_PER_UNIT * self.step,
         )
+
+
+def model_entry(
+    name: str,
+    write: Callable[..., None],
+    fields: tuple[str, ...],
+    limits: tuple[float, float],
+    step: float,
+    summary: str,
+    source: str,
+    unit: str = "x",
+    normals: Literal["none", "joints", "axes"] = "none",
+    contact_dims: int = 3,
+) -> Parameter:
+    """An entry with a model function; a factor has the nominal 1, all else 0."""
+    return Parameter(
+        name,
+        summary,
+        unit,
+        1.0 if unit == "x" else 0.0,
+        limits,
+        step,
+        source,
+        "model",
+        write,
+        fields,
+        normals,
+        contact_dims,
+    )
 
 
 def effect(

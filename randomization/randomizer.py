@@ -19,7 +19,9 @@ from .actuation import Actuation
 from .adversary import Adversary
 from .config import RandomizationConfig
 from .curriculum import Move, Records
+from .diagnosis import Diagnosis
 from .draws import Draws
+from .episodes import Episodes
 from .observation import Observation
 from .parameter import Parameter, Parts, Plant
 from .parameters import check_scene, find
@@ -45,6 +47,7 @@ class Randomizer:
 
     Attributes:
         curriculum: bounds and rule.
+        diagnosis: of the bounds, from the episodes that `decide` was given.
         settle_every: calls of `end` after which it settles, 0 for never. Not set, it is 1 by ids
             and `SETTLE_MASKED` by masks, since settling waits for the device.
     """
@@ -54,10 +57,12 @@ class Randomizer:
     def __init__(self, config: RandomizationConfig, seed: int = 0, rank: int = 0) -> None:
         self.config, self.rank = config, rank
         self.curriculum = config.make_curriculum()
+        self.diagnosis = Diagnosis(self.curriculum)
         self.ranges = config.ranges()
         self.parameters = [find(what.name) for what in self.ranges]
         self.num_privileged = len(self.parameters)
         varied = [] if config.curriculum == "none" else self.parameters
+        self._varies = len(varied) > 0
         self._by_kind: dict[str, list[Parameter]] = {
             kind: [what for what in varied if what.kind == kind]
             for kind in ("model", "actuation", "adversary", "observation")
@@ -77,6 +82,7 @@ class Randomizer:
         check_scene([what.name for what in self.parameters], scene)
         self._generator = torch.Generator(sim.device).manual_seed(self._seed)
         self._draws = Draws(self.curriculum, sim.num_envs, self.rank, self._generator)
+        self._episodes = Episodes(sim.num_envs, len(self.parameters), sim.device)
         self._ends = 0
         self._sim, self._parts = sim, Parts.of(scene, sim.device)
         self._make_rows()
@@ -148,6 +154,8 @@ class Randomizer:
 
     def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
         self._draws.end(which, scores, counted)
+        if self._varies:
+            self._episodes.add(which, take(self.values, which), scores, counted)
         self._ends += 1
         every = self.settle_every
         if every is None:
@@ -161,19 +169,22 @@ class Randomizer:
 
     def records(self) -> Records:
         """This process's part of what `decide` needs; a result is given out once."""
-        return self._draws.drain()
+        records = self._draws.drain()
+        return records._replace(episodes=self._episodes.drain()) if self._varies else records
 
     def decide(self, records: Sequence[Records]) -> None:
         """Let the curriculum judge the records of all processes."""
+        if self._varies:
+            self.diagnosis.take([one.episodes for one in records if len(one.episodes)])
         self._moves += self.curriculum.decide(records)
         self._draws.refresh()
 
-    def shared_state(self) -> dict[str, Any]:
-        """What processes that train together have in common, as plain values."""
+    def bounds_state(self) -> dict[str, Any]:
+        """What all processes that train together must know, as plain values."""
         return {"curriculum": self.curriculum.state_dict(), "clock": self._draws.clock}
 
-    def load_shared_state(self, state: dict[str, Any]) -> None:
-        """Inverse of `shared_state`.
+    def load_bounds_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `bounds_state`.
 
         Raises:
             ValueError: the state is of other parameters.
@@ -182,9 +193,24 @@ class Randomizer:
         self._draws.clock = int(state["clock"])
         self._draws.refresh()
 
+    def shared_state(self) -> dict[str, Any]:
+        """What processes have in common: `bounds_state`, and what the one that decides remembers."""
+        return {**self.bounds_state(), "diagnosis": self.diagnosis.state_dict()}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `shared_state`.
+
+        Raises:
+            ValueError: the state is of other parameters.
+        """
+        self.load_bounds_state(state)
+        self.diagnosis.load_state_dict(state["diagnosis"])
+
     def abandon(self, state: dict[str, Any]) -> None:
         """Episodes of a `state_dict` will not be continued; see `Draws.abandoned`."""
-        self.curriculum.abandon(self._draws.abandoned(state["draws"]))
+        # not `Draws.next`, which differs between processes
+        later = Draws.first_ticket(self._draws.clock + 1)
+        self.curriculum.abandon(self._draws.abandoned(state["draws"]), later)
 
     def widest(self) -> Randomizer:
         """A fresh one that draws from the whole limits; see `Perturbation.widest`."""
@@ -205,15 +231,29 @@ class Randomizer:
         return torch.randn(*shape, generator=self._generator, device=device, dtype=torch.float64)
 
     def observe(self, readings: Readings) -> Readings:
-        return self._observation.observe(readings)
+        return self._observation.observe(self._encoded(readings, None))
 
     def observe_reset(self, readings: Readings, which: Tensor) -> Readings:
-        self._actuation.hold(which, take(self._sim.qpos, which)[:, self._joints])
-        return self._observation.observe_reset(readings, which)
+        position = take(self._sim.qpos, which)[:, self._joints]
+        self._adversary.hold(which, position)
+        self._actuation.hold(which, position)
+        return self._observation.observe_reset(self._encoded(readings, which), which)
+
+    def _encoded(self, readings: Readings, which: Tensor | None) -> Readings:
+        """Readings with the joint positions as the encoders have them, which servos share."""
+        offset = self._actuation.encoder_offset
+        if offset is None or "joint_pos" not in readings:
+            return readings
+        offset = offset if which is None else take(offset, which)
+        return {**readings, "joint_pos": readings["joint_pos"] + offset}
 
     def privileged(self) -> Tensor:
         """(value - nominal) / largest distance of a limit from the nominal, (N, P), in -1..1."""
         return self._privileged
+
+    def reseed(self, seed: int) -> None:
+        """Go on with the random numbers of another seed; for one that is attached."""
+        self._generator.manual_seed(seed)
 
     def npd(self) -> float:
         """Entropy of the ranges in nats per dimension; see `Uniform.npd`."""
@@ -243,6 +283,7 @@ class Randomizer:
         return {
             "shared": self.shared_state(),
             "draws": self._draws.state_dict(),
+            "episodes": self._episodes.state_dict(),
             "values": self.values.clone(),
             "privileged": self._privileged.clone(),
             "generator": self._generator.get_state(),
@@ -257,6 +298,7 @@ class Randomizer:
         """
         self.load_shared_state(state["shared"])
         self._draws.load_state_dict(state["draws"])
+        self._episodes.load_state_dict(state["episodes"])
         self.values.copy_(state["values"])
         self._privileged.copy_(state["privileged"])
         self._generator.set_state(state["generator"])

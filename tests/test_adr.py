@@ -9,39 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curriculum_loop import Loop
+from curriculum_loop import FIXED, LATENCY, MASS, POINT, Loop, adr, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from widen.randomization.adr import ADR, AdrConfig
+from widen.randomization.adr import AdrConfig
 from widen.randomization.config import RandomizationConfig
 from widen.randomization.curriculum import Move, Range, Uniform
-from widen.randomization.draws import Draws
-
-MASS = Range("mass", 1.0, 0.1, 0.5, 1.25)
-LATENCY = Range("latency", 0.0, 0.2, 0.0, 1.0, scale=2.0)
-FIXED = Range("fixed", 3.0, 0.0, 0.0, 9.0)
-POINT = Range("point", 2.0, 0.1, 2.0, 2.0)
-
-
-def adr(
-    *ranges: Range, num_envs: int = 1, seed: int = 0, masked: bool = False, **config: Any
-) -> Any:
-    constants = {"evaluation_share": 1.0, "buffer": 2, "widen_at": 20, "narrow_at": 10}
-    return Loop(ADR(ranges, AdrConfig(**{**constants, **config})), num_envs, seed, masked)
 
 
 def uniform(config: RandomizationConfig, num_envs: int) -> Any:
     return Loop(config.make_curriculum(), num_envs)
-
-
-def play(curriculum: Any, scores: list[float], *, counted: bool = True) -> list[Move]:
-    """Episodes of environment 0, one after another, with these scores."""
-    moves = []
-    for score in scores:
-        curriculum.draw(np.array([0]))
-        moves += curriculum.result(np.array([0]), np.array([score]), np.array([counted]))
-    return moves
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -109,6 +87,10 @@ def test_published_constants_are_the_defaults() -> None:
         "buffer": 240,
         "widen_at": 20.0,
         "narrow_at": 10.0,
+        "rule": "tickets",
+        "decision": "published",
+        "error": 0.05,
+        "indifference": None,
     }
 
 
@@ -136,41 +118,6 @@ def test_results_that_do_not_count_are_forgotten(masked: bool) -> None:
     play(curriculum, [50.0])
     curriculum.result(np.array([0]), np.array([50.0]), np.array([True]))
     assert curriculum.counts.sum() == 1
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_early_failures_do_not_come_first(masked: bool) -> None:
-    """Ten episodes at one bound begin together, five fail at once and five end with 30 goals."""
-    curriculum = adr(LATENCY, num_envs=10, buffer=5, masked=masked)
-    curriculum.draw(np.arange(10))
-    failed, survived = np.array([0, 2, 4, 6, 8]), np.array([1, 3, 5, 7, 9])
-    yes = np.ones(5, dtype=bool)
-    assert curriculum.result(failed, np.zeros(5), yes) == []
-    moves = curriculum.result(survived, np.full(5, 30.0), yes)
-    # in order of beginning: 0 30 0 30 0, mean 12, and 30 0 30 0 30, mean 18: neither moves it,
-    # whereas in order of ending five zeros would have come before five thirties
-    assert moves == []
-    assert curriculum.scores[0, 1] == pytest.approx(18.0)
-    assert curriculum.num_moves == 0
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_running_episode_that_does_not_count_lets_later_ones_pass(masked: bool) -> None:
-    curriculum = adr(LATENCY, num_envs=3, masked=masked)
-    curriculum.draw(np.arange(3))
-    yes = np.ones(2, dtype=bool)
-    assert curriculum.result(np.array([1, 2]), np.array([30.0, 30.0]), yes) == []
-    moves = curriculum.result(np.array([0]), np.array([0.0]), np.array([False]))
-    assert [move.new for move in moves] == [0.2]
-
-
-def test_an_episode_counts_after_its_bound_moved() -> None:
-    curriculum = adr(LATENCY, num_envs=3, buffer=1)
-    curriculum.draw(np.arange(3))
-    yes = np.ones(1, dtype=bool)
-    for env, high in enumerate((0.2, 0.4, 0.6)):
-        (move,) = curriculum.result(np.array([env]), np.array([30.0]), yes)
-        assert move.new == pytest.approx(high)
 
 
 def test_npd_by_hand() -> None:
@@ -225,84 +172,6 @@ def test_a_saved_state_continues_to_the_last_bit(masked: bool) -> None:
     assert continued == random_run(second, 60, seed=3)
     assert torch.equal(first.state_dict()["rng"], second.state_dict()["rng"])
     assert first.num_moves == second.num_moves
-
-
-def test_the_order_of_processes_and_of_arrival_decides_nothing() -> None:
-    """Two processes of 8 environments give what their results give in any order and grouping."""
-    constants = AdrConfig(evaluation_share=1.0, buffer=3, widen_at=20, narrow_at=10)
-    rng = np.random.default_rng(0)
-    ranks = []
-    for rank in range(2):
-        generator = torch.Generator().manual_seed(rank)
-        ranks.append(Draws(ADR((MASS, LATENCY), constants), 8, rank, generator))
-    pooled, late = ADR((MASS, LATENCY), constants), ADR((MASS, LATENCY), constants)
-    collected = []
-    for step in range(60):
-        for draws in ranks:
-            which = torch.from_numpy(np.flatnonzero(rng.random(8) < 0.5))
-            draws.clock = step
-            scores = torch.from_numpy(rng.uniform(0, 40, len(which)))
-            draws.end(which, scores, torch.ones(len(which), dtype=torch.bool))
-            draws.begin(which)
-        records = [draws.drain() for draws in ranks]
-        pooled.decide(records)
-        collected.append(records)
-    assert pooled.num_moves > 5
-    # all at once, the second process first, the last results first
-    oldest = collected[-1][0].oldest, collected[-1][1].oldest
-    for rank in (1, 0):
-        parts = [records[rank] for records in reversed(collected)]
-        if rank == 1:
-            late.decide([part._replace(oldest=np.zeros_like(oldest[0])) for part in parts])
-        else:
-            late.decide([part._replace(oldest=np.minimum(*oldest)) for part in parts])
-    np.testing.assert_array_equal(pooled.bounds, late.bounds)
-    assert pooled.counts.tolist() == late.counts.tolist()
-    tickets = np.concatenate([part.tickets for records in collected for part in records])
-    assert len(np.unique(tickets)) == len(tickets)
-
-
-def test_many_steps_between_two_decisions() -> None:
-    """By masks the live arrays are handed in, and have changed when the records are taken."""
-    ids, masks = (adr(LATENCY, num_envs=6, masked=masked).draws for masked in (False, True))
-    rng, live = np.random.default_rng(0), torch.zeros(6)
-    expected = []  # (ticket, score) of what counts
-    began: dict[int, int] = {}
-    for clock in range(40):
-        mask = torch.from_numpy(rng.random(6) < 0.4)
-        which = mask.nonzero()[:, 0]
-        live += torch.from_numpy(rng.integers(0, 3, 6)).float()
-        counted = torch.from_numpy(rng.random(6) < 0.8)
-        for draws, chosen in ((ids, which), (masks, mask)):
-            draws.clock = clock
-            rows = chosen if chosen is which else slice(None)
-            draws.end(chosen, live[rows], counted[rows])
-            draws.begin(chosen)
-        for env in which.tolist():
-            if env in began and counted[env]:
-                expected.append((began[env], float(live[env])))
-            began[env] = clock * (1 << 32) + env
-        live[mask] = 0.0
-    for draws in (ids, masks):
-        records = draws.drain()
-        found = list(zip(records.tickets.tolist(), records.scores.tolist(), strict=True))
-        assert sorted(found) == sorted(expected)
-        assert records.oldest[1] == min(began.values())
-        assert len(draws.drain().tickets) == 0
-
-
-def test_episodes_given_up_take_later_ones_with_them() -> None:
-    """Of six that begin together two fail at once; the other four are never heard of again."""
-    curriculum = adr(LATENCY, num_envs=6, buffer=9)
-    yes = np.ones(2, dtype=bool)
-    curriculum.draw(np.array([0]))
-    curriculum.result(np.array([0]), np.array([25.0]), yes[:1])  # ended before they began
-    curriculum.draw(np.arange(6))
-    curriculum.result(np.array([4, 5]), np.zeros(2), yes)
-    assert curriculum.counts[0, 1] == 3
-    curriculum.abandon(curriculum.draws.abandoned(curriculum.draws.state_dict()))
-    assert curriculum.counts[0, 1] == 1
-    assert curriculum.state_dict()["curriculum"]["results"][1][0][1] == 25.0
 
 
 def test_a_foreign_state_is_refused() -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from mujoco.batch import Batch
 from rich.console import Console
 
 from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.sim import SimConfig
 from widen.randomization.parameters import CATALOGUE
-from widen.train.bench import Size, _env, bare_block, bench, env_block, render
+from widen.train.bench import Size, bench, render
+from widen.train.bench_cost import Bare, CostSize, bench_env, env_block, parameter_costs
 from widen.train.bench_env import CubeRotateEnv
 
 
@@ -73,18 +74,50 @@ TINY = Size(num_envs=8, block=8, blocks=2, rounds=1, default_samples=512, memory
 
 
 def test_bare_stepping_repeats_what_the_environment_did() -> None:
-    env = _env(TINY, CATALOGUE)
+    """With every parameter: wrenches, contacts that roll, values of each joint, fading motors."""
+    env = bench_env(TINY.num_envs, CATALOGUE)
     env.reset()
-    bare = Batch(env.sim.model, env.num_envs, 1)
+    bare, seen = Bare(env), {"wrench": False, "live": False, "changed": 0}
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):
         actions = 0.6 * torch.randn(8, env.num_envs, env.num_actions, generator=generator)
-        _, recorded = env_block(env, actions)
+        recorded = env_block(env, actions).steps
         for before, after in pairwise(recorded):
-            bare_block(bare, [before])
+            bare.repeat([before])
             same = np.setdiff1d(np.arange(env.num_envs), after.changed)
-            np.testing.assert_array_equal(bare.state[same], after.state[same])
-        bare_block(bare, recorded[-1:])
+            np.testing.assert_array_equal(bare.batch.state[same], after.state[same])
+            seen["wrench"] |= bool(np.any(before.wrench))
+            seen["live"] |= bool(before.live)
+            seen["changed"] += len(after.changed)
+        bare.repeat(recorded[-1:])
+    assert all(seen.values())
+    assert env.sim.model.geom_condim.max() == 6
+
+
+def test_time_is_that_of_the_steps_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that sleeps is the toolkit's own work, a simulation that sleeps is not."""
+    env = bench_env(4, ())
+    env.reset()
+    sleepy = {"task": 0.02, "sim": 0.05}
+    evaluate, step = env.task.evaluate, env.sim.step
+    monkeypatch.setattr(
+        env.task, "evaluate", lambda *a: (time.sleep(sleepy["task"]), evaluate(*a))[1]
+    )
+    monkeypatch.setattr(
+        env.sim, "step", lambda *a: (time.sleep(sleepy["sim"]), step(*a))[1], raising=False
+    )
+    block = env_block(env, torch.zeros(3, 4, env.num_actions))
+    assert (block.simulation > 0.05).all()
+    assert (block.seconds - block.simulation > 0.02).all()
+    assert (block.seconds < 0.5).all()
+
+
+def test_every_parameter_has_its_costs() -> None:
+    rows = parameter_costs(CostSize(num_envs=4, block=2, warm_up=1, blocks=1))
+    assert [(row["name"], row["kind"]) for row in rows] == [
+        (name, what.kind) for name, what in CATALOGUE.items()
+    ]
+    assert all(np.isfinite([row["ms_per_batch_step"], row["simulation_ms"]]).all() for row in rows)
 
 
 def test_figures_are_complete_and_fit_together() -> None:

@@ -233,7 +233,7 @@ def test_run_on_ones_own_robot(policy: Path, folder: Path, monkeypatch: pytest.M
 
 def test_commands_to_copy_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
     cli_show.exported(Path("my runs/policy.onnx"), 1000, 0.0)
-    cli_show.interrupted(resume_command(Path("my run"), Ranks()), saved=True)
+    cli_show.interrupted(resume_command(Path("my run"), Ranks()))
     out, err = capsys.readouterr()
     assert out.endswith("run    widen run 'my runs/policy.onnx' --robot sim\n")
     assert "widen train 'my run/config.yaml' --run-dir 'my run' --resume" in err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import onnx
@@ -268,9 +268,11 @@ def test_wrong_readings_are_named(case: Case) -> None:
 class TwoFaced(torch.nn.Module):
     """Answers the exporter a little differently than everybody else."""
 
-    def mean_action(self, actor_obs: torch.Tensor) -> torch.Tensor:
+    state_widths: ClassVar[dict[str, int]] = {}
+
+    def advance(self, actor_obs: torch.Tensor, state: Any) -> Any:
         answer = torch.tanh(actor_obs[:, :16])
-        return answer + 1e-4 if torch.compiler.is_exporting() else answer
+        return answer + 1e-4 if torch.compiler.is_exporting() else answer, state
 
 
 def test_a_graph_that_differs_is_refused(tmp_path: Path) -> None:

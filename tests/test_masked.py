@@ -7,21 +7,21 @@ from typing import Any
 import paper_sim
 import pytest
 import torch
+from torch import Tensor
+from whole_catalogue import parameters_of
 
 from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.rows import count, merge, put, take
 from widen.envs.sim import SimConfig
 from widen.envs.sim_cpu import CpuSim
 from widen.randomization.config import RandomizationConfig
-from widen.randomization.parameters import CATALOGUE
 from widen.randomization.randomizer import Randomizer
 
 TASKS = ["cube_rotate", "fingertip_reach"]
 
 
 def randomizer(task: str, curriculum: str, **ranges: Any) -> Randomizer:
-    names = [n for n, what in CATALOGUE.items() if task != "fingertip_reach" or "object" not in n]
-    entries = ranges or {name: {} for name in names}
+    entries = ranges or {name: {} for name in parameters_of(task)}
     config = {"curriculum": curriculum, "parameters": entries, "adr": {"buffer": 2}}
     return Randomizer(RandomizationConfig.model_validate(config))
 
@@ -48,20 +48,29 @@ def test_rows_by_ids_and_by_masks(shape: tuple[int, ...], values: Any) -> None:
         assert torch.equal(written, expected)
 
 
-def constant_draws(task: Any) -> None:
-    """Numbers drawn for a new episode depend on the environment alone, not on who else begins."""
-    task.rand = lambda rows, width: torch.full((rows, width), 0.3, dtype=torch.float64)
-    task._draw = lambda rows: task.targets[:1].expand(rows, -1, -1)
+class DrawsByColumn:
+    """Random numbers that depend on their column and the step, not on how many rows are drawn.
+
+    What is drawn for K environments by ids and for N by a mask is then the same for each of them.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step = 0
+        monkeypatch.setattr(torch, "rand", self._rand)
+        monkeypatch.setattr(torch, "randn", self._randn)
+
+    def _rand(self, *shape: int, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor:
+        columns = torch.arange(shape[-1] if len(shape) > 1 else 1, dtype=torch.float64)
+        # multiples of irrational numbers fill 0 to 1 evenly along columns and in time
+        share = (0.37 + 0.6180339887 * columns + 0.4142135624 * self.step) % 1.0
+        return share.to(dtype).expand(shape).clone()
+
+    def _randn(self, *shape: int, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor:
+        return torch.special.ndtri(self._rand(*shape, dtype=dtype))
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_masks_do_what_ids_do(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed physics that is not nominal, short episodes, drops: the very same numbers."""
-    fixed = {
-        "joint_damping": {"range": [1.5, 1.5]},
-        "gravity": {"range": [1.2, 1.2]},
-        "action_latency": {"range": [1.4, 1.4]},
-    }
+def two_environments(task: str, monkeypatch: pytest.MonkeyPatch, **ranges: Any) -> list[BatchedEnv]:
+    """The same one told of by ids and by masks."""
     envs = []
     for masked in (False, True):
         monkeypatch.setattr(CpuSim, "masked", masked)
@@ -69,18 +78,39 @@ def test_masks_do_what_ids_do(task: str, monkeypatch: pytest.MonkeyPatch) -> Non
             task,
             config=EnvConfig(num_envs=12, episode_seconds=0.7),
             sim=SimConfig(threads=1),
-            perturbation=randomizer(task, "uniform", **fixed),
+            perturbation=randomizer(task, "uniform", **ranges),
             seed=3,
             stagger=True,
         )
-        constant_draws(env.task)
+        if task == "fingertip_reach":  # one target for all, which is picked by randint
+            env.task._draw = lambda rows, targets=env.task.targets: targets[:1].expand(rows, -1, -1)
         envs.append(env)
+    return envs
+
+
+FIXED = {
+    "joint_damping": {"range": [1.5, 1.5]},
+    "gravity": {"range": [1.2, 1.2]},
+    "action_latency": {"range": [1.4, 1.4]},
+}
+
+
+@pytest.mark.parametrize("ranges", [FIXED, {}], ids=["fixed", "whole-catalogue"])
+@pytest.mark.parametrize("task", TASKS)
+def test_masks_do_what_ids_do(
+    task: str, ranges: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Physics and sensors far from nominal, short episodes, drops: the very same numbers."""
+    draws = DrawsByColumn(monkeypatch)
+    envs = two_environments(task, monkeypatch, **ranges)
     first, second = (env.reset() for env in envs)
+    assert (envs[0].perturbation.privileged().abs() > 1e-3).all()  # each parameter is at work
     generator, ended = torch.Generator().manual_seed(0), 0
-    for step in range(40):
+    actions = torch.empty(40, 12, envs[0].num_actions).uniform_(-1, 1, generator=generator)
+    for step, action in enumerate(actions):
+        draws.step = step
         for key in first:
             assert torch.equal(first[key], second[key]), step
-        action = torch.rand(12, envs[0].num_actions, generator=generator) * 2 - 1
         if step in (15, 22):  # as an exploding contact would leave it
             for env in envs:
                 env.sim.qvel[4, 0] = torch.nan
@@ -90,6 +120,9 @@ def test_masks_do_what_ids_do(task: str, monkeypatch: pytest.MonkeyPatch) -> Non
         for name, rows in a.episodes.rows().items():
             assert torch.equal(rows, b.episodes.rows()[name]), (step, name)
         assert torch.equal(a.final_obs["critic"], b.final_obs["critic"])
+        for field in envs[0].perturbation.model_fields:
+            one, other = (env.sim.per_env(field) for env in envs)
+            assert torch.equal(one, other), (step, field)
         ended += int((a.terminated | a.truncated).sum())
         first, second = a.obs, b.obs
     assert ended > 20

@@ -56,6 +56,8 @@ def test_snapshot_of_a_running_run(running):
         "goals_mean": 12.0,
         "drop_rate": 0.5 / 3,
         "return_mean": 10.0,
+        "diverged": 0,
+        "diagnosis": None,
         "bounds_moved": 3,
         "last_moves": [
             move(3, "object_mass", "high", 2.0, 3.0),

@@ -11,22 +11,25 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from whole_catalogue import parameters_of
 
 from widen.envs.hand import load_hand
-from widen.envs.rotations import quat_angle, quat_mul_conj
+from widen.envs.rotations import quat_mul_conj
 from widen.envs.scene import Scene, build_scene
 from widen.envs.sim import BatchSim, SimConfig, make_sim
 from widen.randomization.config import RandomizationConfig
 from widen.randomization.parameters import CATALOGUE
 from widen.randomization.randomizer import Randomizer
 
-OBJECT_FREE = [name for name, what in CATALOGUE.items() if not what.needs_object]
 IDENTITY = torch.tensor([1.0, 0.0, 0.0, 0.0])
 
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return build_scene(load_hand("leap"), "cube", timestep=1 / 60)
+    """With all that any parameter asks of a scene."""
+    return build_scene(
+        load_hand("leap"), "cube", timestep=1 / 60, contact_dims=6, movable_centre=True
+    )
 
 
 def make(
@@ -62,53 +65,6 @@ def start(made: Randomizer, num_envs: int, pose: dict[str, Tensor] | None = None
     made.observe_reset(readings(num_envs) if pose is None else pose, everyone)
 
 
-def set_values(made: Randomizer, name: str, values: list[float]) -> None:
-    """Give every environment its own value: episodes one by one with fixed bounds."""
-    column = [what.name for what in made.parameters].index(name)
-    for env, value in enumerate(values):
-        made.curriculum.bounds[column] = value
-        made.settle()  # which takes the bounds to the device
-        made.begin(torch.tensor([env]))
-
-
-LATENCIES = [0.0, 0.1, 1 / 3, 0.5, 2 / 3, 0.99, 1.0, 1.2, 1.7, 2.0, 2.5, 2.9, 3.0]
-
-
-@pytest.mark.parametrize("substeps", [1, 3, 4])
-def test_latency_against_a_list_of_past_targets(scene: Scene, substeps: int) -> None:
-    n = len(LATENCIES)
-    made, sim = make(scene, n, action_latency=0.0)
-    set_values(made, "action_latency", LATENCIES)
-    sim.qpos[:] = torch.randn(n, scene.model.nq, dtype=torch.float64)
-    made.observe_reset(readings(n), torch.arange(n))
-    held = sim.qpos[:, torch.as_tensor(scene.joint_qpos)].float()
-    past: list[Tensor] = []
-    for step in range(12):
-        past.append(torch.randn(n, 16))
-        ctrl, wrench = made.act(past[-1], substeps)
-        assert wrench is None
-        assert ctrl.shape == (n, substeps, 16)
-        for env, latency in enumerate(LATENCIES):
-            for substep in range(substeps):
-                # the target of control step k is current from time k until k + 1
-                current = math.floor(step + substep / substeps - latency + 1e-9)
-                expected = past[current][env] if current >= 0 else held[env]
-                torch.testing.assert_close(ctrl[env, substep], expected, rtol=0, atol=0)
-
-
-def test_latency_at_its_limit_is_still_in_the_queue(scene: Scene) -> None:
-    """The queue is as long as the limits say, and no limits go beyond the catalogue's."""
-    most = CATALOGUE["action_latency"].limits[1]
-    made, _ = make(scene, 1, action_latency=most)
-    start(made, 1)
-    for step in range(20):
-        ctrl, _ = made.act(torch.full((1, 16), float(step)), 3)
-        if step >= most:
-            assert (ctrl[0, 0] == step - most).all()
-    with pytest.raises(ValueError, match="goes beyond"):
-        make(scene, 1, action_latency=(0.0, most + 0.1))
-
-
 def test_a_reset_fills_the_queues_of_its_environments_only(scene: Scene) -> None:
     made, sim = make(scene, 3, action_latency=2.0, object_delay=2.0)
     start(made, 3)
@@ -130,84 +86,6 @@ def test_a_reset_fills_the_queues_of_its_environments_only(scene: Scene) -> None
     torch.testing.assert_close(seen["object_pos"][1], fresh["object_pos"][0])
     torch.testing.assert_close(seen["object_quat"][1], fresh["object_quat"][0])
     torch.testing.assert_close(seen["object_pos"][[0, 2]], poses[1]["object_pos"][[0, 2]])
-
-
-DELAYS = [0.0, 0.25, 0.5, 1.0, 1.75, 2.0, 3.0]
-
-
-def blend(past: list[dict[str, Tensor]], env: int, delay: float) -> tuple[Tensor, Tensor]:
-    """Pose of `delay` steps ago by plain interpolation; past[0] is the reset's, for ever."""
-    when = len(past) - 1 - delay
-    before, share = math.floor(when), when - math.floor(when)
-    one, two = past[max(before, 0)], past[max(min(before + 1, len(past) - 1), 0)]
-    pos = (1 - share) * one["object_pos"][env] + share * two["object_pos"][env]
-    a, b = one["object_quat"][env], two["object_quat"][env]
-    quat = (1 - share) * a + share * (b if a @ b >= 0 else -b)
-    return pos, quat / quat.norm()
-
-
-def test_delay_against_a_list_of_past_poses(scene: Scene) -> None:
-    n = len(DELAYS)
-    made, _ = make(scene, n, object_delay=0.0)
-    set_values(made, "object_delay", DELAYS)
-    past = [readings(n)]
-    made.observe_reset(past[0], torch.arange(n))
-    for _ in range(12):
-        past.append(readings(n))
-        seen = made.observe(past[-1])
-        torch.testing.assert_close(seen["joint_pos"], past[-1]["joint_pos"])
-        for env, delay in enumerate(DELAYS):
-            pos, quat = blend(past, env, delay)
-            torch.testing.assert_close(seen["object_pos"][env], pos)
-            assert quat_angle(seen["object_quat"][env], quat) < 1e-5
-
-
-PERIODS = [1.0, 1.5, 2.0, 2.5, 3.0, 6.0]
-
-
-def test_refresh_against_a_clock(scene: Scene) -> None:
-    n = len(PERIODS)
-    made, _ = make(scene, n, object_refresh=1.0)
-    set_values(made, "object_refresh", PERIODS)
-    for _ in range(2):  # the second episode begins between two frames
-        past = [readings(n)]
-        made.observe_reset(past[0], torch.arange(n))
-        for step in range(1, 24):
-            past.append(readings(n))
-            seen = made.observe(past[-1])
-            for env, period in enumerate(PERIODS):
-                # frames are due at multiples of the period and captured at the next step
-                captured = math.ceil(math.floor(step / period) * period)
-                for name in ("object_pos", "object_quat"):
-                    torch.testing.assert_close(seen[name][env], past[captured][name][env])
-
-
-def test_a_frame_is_delayed_and_disturbed_once_and_then_repeated(scene: Scene) -> None:
-    made, _ = make(scene, 1, object_refresh=3.0, object_delay=1.0, object_pos_noise=0.01)
-    past = [readings(1)]
-    start(made, 1, past[0])
-    seen = []
-    for _ in range(9):
-        past.append(readings(1))
-        seen.append(made.observe(past[-1])["object_pos"])
-    for frame in (2, 5, 8):  # control steps 3, 6, 9
-        error = seen[frame] - past[frame]["object_pos"]  # a step ago
-        assert 0 < error.abs().max() < 0.06
-    for held, frame in ((3, 2), (4, 2), (6, 5), (7, 5)):
-        assert torch.equal(seen[held], seen[frame])
-
-
-def test_reported_readings_do_not_change_afterwards(scene: Scene) -> None:
-    made, _ = make(scene, 4, object_refresh=2.0, object_delay=0.5, joint_noise=0.1)
-    start(made, 4)
-    given: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-    for _ in range(5):
-        seen = made.observe(readings(4))
-        given.append((seen, {name: value.clone() for name, value in seen.items()}))
-        ids = torch.tensor([1, 3])
-        made.observe_reset(readings(2), ids)
-    for seen, copies in given:
-        assert all(torch.equal(seen[name], copies[name]) for name in copies)
 
 
 def test_noise_has_the_stated_spread(scene: Scene) -> None:
@@ -384,7 +262,7 @@ def test_scores_at_a_bound_move_it_and_the_table_tells(scene: Scene) -> None:
 
 def test_a_task_without_an_object(scene: Scene) -> None:
     bare = build_scene(load_hand("leap"), None, timestep=1 / 60)
-    made, _ = make(bare, 2, **dict.fromkeys(OBJECT_FREE))
+    made, _ = make(bare, 2, **dict.fromkeys(parameters_of("fingertip_reach")))
     start(made, 2, {"joint_pos": torch.zeros(2, 16)})
     assert set(made.observe({"joint_pos": torch.zeros(2, 16)})) == {"joint_pos"}
     with pytest.raises(ValueError, match="object_refresh: this task has no object"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
@@ -157,8 +158,10 @@ def test_a_fallen_cube_is_put_back() -> None:
 class Still(nn.Module):
     """Asks for no motion."""
 
-    def mean_action(self, actor_obs: torch.Tensor) -> torch.Tensor:
-        return 0.0 * actor_obs[:, :16]
+    state_widths: ClassVar[dict[str, int]] = {}
+
+    def advance(self, actor_obs: torch.Tensor, state: Any) -> Any:
+        return 0.0 * actor_obs[:, :16], state
 
 
 def test_a_real_policy_in_real_time(tmp_path: Path) -> None:

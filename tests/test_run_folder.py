@@ -133,7 +133,7 @@ def test_a_damaged_line_is_named(run):
         '{"kind":"move"}\n',
     ):
         run.adr_log.write_text(damage)
-        with pytest.raises(ValueError, match=r"adr\.jsonl: expected an interval or a move"):
+        with pytest.raises(ValueError, match=r"adr\.jsonl: expected an interval, a move or a diagnosis"):
             read_log(run.adr_log)
 
 

@@ -54,7 +54,8 @@ def test_interface(backend: str) -> None:
         assert values.is_floating_point() == (name in TOLERANCE)
     assert sim.diverged.dtype == sim.overflow.dtype == torch.bool
     for name in FIELDS:
-        nominal = model.opt.gravity if name == "opt.gravity" else getattr(model, name)
+        owner = model.opt if name.startswith("opt.") else model
+        nominal = np.asarray(getattr(owner, name.removeprefix("opt.")))
         expected = torch.from_numpy(nominal).to(sim.per_env(name).dtype)
         assert (sim.per_env(name).cpu() == expected.expand(N, *nominal.shape)).all()
     begin(sim)

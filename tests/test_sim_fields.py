@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import mujoco
 import numpy as np
 import pytest
@@ -44,20 +47,80 @@ def scaled(*names: str, by: float, power: int = 1) -> Values:
     return {name: [x * by**power for x in NOMINAL[name]] for name in names}
 
 
-# A value of every parameter of the catalogue, and what the compiled model has then.
-PARAMETERS: dict[str, tuple[float, Values]] = {
-    "object_mass": (2.5, scaled("mass", "inertia", by=2.5)),
-    "object_size": (1.2, scaled("size", by=1.2) | scaled("inertia", by=1.2, power=2)),
-    "hand_friction": (2.4, {"grip": [0.5 * 2.4, 0.005, 0.0001]}),
-    "object_friction": (0.4, {"friction": [0.8 * 0.4, 0.005, 0.0001]}),
-    "joint_damping": (2.5, scaled("damping", by=2.5)),
-    "joint_armature": (2.5, scaled("armature", by=2.5)),
-    "actuator_gain": (2.0, scaled("gain", by=2.0)),
-    "force_limit": (0.5, scaled("force", "joint_force", by=0.5)),
-    "gravity": (1.4, scaled("gravity", by=1.4)),
-    "gravity_tilt_x": (0.4, {"gravity": turned(NOMINAL["gravity"], [1, 0, 0], 0.4)}),
-    "gravity_tilt_y": (0.4, {"gravity": turned(NOMINAL["gravity"], [0, 1, 0], 0.4)}),
+ROWS = np.random.default_rng(5).normal(size=(N, 3))
+"""Standard normal samples of each environment, for three joints or three axes."""
+# Worlds in which a parameter shows.
+STOPS: Values = {"range": [-0.3, 0.3, -0.6, 0.5, -0.8, 0.4]}
+DIMS_4 = {"dims": [4], "friction": [0.8, 0.01, 1e-4], "grip": [0.5, 0.008, 1e-4]}
+DIMS_6 = {"dims": [6], "friction": [0.8, 0.005, 0.004], "grip": [0.5, 0.005, 0.003]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A value of a parameter, and what a model has that was compiled with it."""
+
+    value: float
+    changed: Values | Callable[[np.ndarray], Values]
+    world: Values = dataclasses.field(default_factory=dict)
+
+    def compiled(self, normal: np.ndarray) -> Values:
+        """Of the environment with these samples (3,)."""
+        changed = self.changed(normal) if callable(self.changed) else self.changed
+        return NOMINAL | self.world | changed
+
+
+def spread(*names: str, by: float) -> Callable[[np.ndarray], Values]:
+    def changed(normal: np.ndarray) -> Values:
+        factors = np.exp(by * normal)
+        return {name: (factors * NOMINAL[name]).tolist() for name in names}
+
+    return changed
+
+
+CASES = {
+    "object_mass": Case(2.5, scaled("mass", "inertia", by=2.5)),
+    "object_com": Case(0.006, lambda normal: {"com": (0.006 * normal).tolist()}),
+    "object_size": Case(1.2, scaled("size", by=1.2) | scaled("inertia", by=1.2, power=2)),
+    "hand_mass": Case(2.5, scaled("link_mass", "link_inertia", by=2.5)),
+    "hand_friction": Case(2.4, {"grip": [0.5 * 2.4, 0.005, 0.0001]}),
+    "object_friction": Case(0.4, {"friction": [0.8 * 0.4, 0.005, 0.0001]}),
+    "hand_spin_friction": Case(4.0, {"grip": [0.5, 0.032, 1e-4]}, DIMS_4),
+    "object_spin_friction": Case(4.0, {"friction": [0.8, 0.04, 1e-4]}, DIMS_4),
+    "hand_roll_friction": Case(4.0, {"grip": [0.5, 0.005, 0.012]}, DIMS_6),
+    "object_roll_friction": Case(4.0, {"friction": [0.8, 0.005, 0.016]}, DIMS_6),
+    "contact_time": Case(2.5, {"solref": [0.05, 1.0]}),
+    "contact_damping": Case(0.5, {"solref": [0.02, 0.5]}),
+    "contact_impedance": Case(4.0, {"solimp": [0.6, 0.8, 0.001]}),
+    "contact_width": Case(5.0, {"solimp": [0.9, 0.95, 0.005]}),
+    "contact_margin": Case(0.004, {"margin": [0.002]}),
+    "joint_damping": Case(2.5, scaled("damping", by=2.5)),
+    "joint_damping_spread": Case(0.5, spread("damping", by=0.5)),
+    "joint_armature": Case(2.5, scaled("armature", by=2.5)),
+    "joint_armature_spread": Case(0.4, spread("armature", by=0.4)),
+    "joint_frictionloss": Case(0.06, {"loss": [0.06] * 3}),
+    "joint_limits": Case(
+        0.2,
+        lambda normal: {"range": (np.array(STOPS["range"]) + np.repeat(0.2 * normal, 2)).tolist()},
+        STOPS,
+    ),
+    "actuator_gain": Case(2.0, scaled("gain", by=2.0)),
+    "actuator_gain_spread": Case(0.4, spread("gain", by=0.4)),
+    "actuator_damping": Case(3.0, scaled("kv", by=3.0)),
+    "actuator_damping_spread": Case(0.6, spread("kv", by=0.6)),
+    "force_limit": Case(0.5, scaled("force", "joint_force", by=0.5)),
+    "force_limit_spread": Case(
+        0.3,
+        lambda normal: {
+            "force": (NOMINAL["force"][0] * np.exp(0.3 * normal)).tolist(),
+            "joint_force": [NOMINAL["joint_force"][0] * np.exp(0.3 * normal[2])],
+        },
+    ),
+    "gravity": Case(1.4, scaled("gravity", by=1.4)),
+    "gravity_tilt_x": Case(0.4, {"gravity": turned(NOMINAL["gravity"], [1, 0, 0], 0.4)}),
+    "gravity_tilt_y": Case(0.4, {"gravity": turned(NOMINAL["gravity"], [0, 1, 0], 0.4)}),
+    "time_step": Case(0.7, {"timestep": [0.007]}),
 }
+MODEL_PARAMETERS = [name for name, what in CATALOGUE.items() if what.kind == "model"]
 
 
 def finger_parts(model: mujoco.MjModel) -> Parts:
@@ -65,23 +128,25 @@ def finger_parts(model: mujoco.MjModel) -> Parts:
     return Parts(
         dofs=slice(0, 3),
         joints=slice(0, 3),
+        hand_bodies=slice(1, 4),
         hand_geoms=slice(1, box),
         object_geoms=slice(box, box + 1),
         object_body=model.body("box").id,
+        timestep=model.opt.timestep,
     )
 
 
-def trajectory(backend: str, name: str, value: float, fields: tuple[str, ...]) -> np.ndarray:
+def trajectory(backend: str, name: str, fields: tuple[str, ...]) -> np.ndarray:
     """(20, N, nq + nv) of simulations for which the catalogue wrote these fields."""
-    model = compile_model()
-    sim = sim_of(backend, model, N, fields=CATALOGUE[name].fields)
-    rows = {field: sim.per_env(field).clone() for field in CATALOGUE[name].fields}
-    write = CATALOGUE[name].write
-    assert write is not None
-    drawn = torch.full((N,), value, dtype=torch.float64, device=sim.device)
-    write(rows, finger_parts(model), drawn)
-    for field in fields:
-        sim.per_env(field).copy_(rows[field])
+    case, what = CASES[name], CATALOGUE[name]
+    model = compile_model(NOMINAL | case.world)
+    sim = sim_of(backend, model, N, fields=what.fields)
+    rows = {key: sim.per_env(key).clone().double() for key in what.fields}
+    assert what.write is not None
+    drawn, normal = (torch.as_tensor(x, device=sim.device) for x in (np.full(N, case.value), ROWS))
+    what.write(rows, finger_parts(model), drawn, *(() if what.normals == "none" else (normal,)))
+    for name in fields:
+        sim.per_env(name).copy_(rows[name])
     sim.commit(everyone(sim))
     sim.reset(everyone(sim), *on(sim, *pressing()))
     states = []
@@ -114,12 +179,11 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return max(of_qpos / TOLERANCE["qpos"], of_qvel / TOLERANCE["qvel"])
 
 
-@pytest.mark.parametrize("name", [n for n, what in CATALOGUE.items() if what.kind == "model"])
+@pytest.mark.parametrize("name", MODEL_PARAMETERS)
 def test_a_parameter_does_what_a_compiled_model_does(backend: str, name: str) -> None:
-    value, changed = PARAMETERS[name]
     truth, (qpos, qvel) = PlainLoop(N), pressing()
     for env in range(N):
-        truth.reset(env, NOMINAL | changed, qpos[env], qvel[env])
+        truth.reset(env, CASES[name].compiled(ROWS[env]), qpos[env], qvel[env])
     expected = []
     for ctrl in dragging():
         truth.step(ctrl, None)
@@ -129,17 +193,16 @@ def test_a_parameter_does_what_a_compiled_model_does(backend: str, name: str) ->
     fields = CATALOGUE[name].fields
     # where the compiler rounds a rotation otherwise than the catalogue, 1e-12
     most = 1e-6 if backend == "cpu" else 0.1
-    assert difference(trajectory(backend, name, value, fields), expected) < most
+    assert difference(trajectory(backend, name, fields), expected) < most
     for left_out in fields:  # each field shows: leaving one as it was is far off
         others = tuple(field for field in fields if field != left_out)
-        assert difference(trajectory("cpu", name, value, others), expected) > 1, left_out
+        assert difference(trajectory("cpu", name, others), expected) > 1, left_out
 
 
 @pytest.mark.parametrize("name", ["object_mass", "gravity", "force_limit"])
 def test_values_written_after_a_first_step_count(backend: str, name: str) -> None:
     """A recorded step reads them anew."""
-    value, _ = PARAMETERS[name]
-    model = compile_model()
+    value, model = CASES[name].value, compile_model()
     early, late = sim_of(backend, model, N), sim_of(backend, model, N)
     late.reset(everyone(late), *on(late, *pressing()))
     random_steps(late, 0)

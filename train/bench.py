@@ -10,7 +10,6 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -19,24 +18,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import mujoco
-import numpy as np
 import torch
-from mujoco.batch import Batch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
-from torch import Tensor
 
-from widen.envs.batched import BatchedEnv, EnvConfig
-from widen.envs.sim import SimConfig
-from widen.envs.sim_cpu import CpuSim, processors
-from widen.randomization.config import RandomizationConfig
+from widen.envs.batched import BatchedEnv
+from widen.envs.sim_cpu import processors
 from widen.randomization.parameters import CATALOGUE
-from widen.randomization.randomizer import Randomizer
 
+from .bench_cost import against_bare, bench_env
 from .bench_env import CubeRotateEnv
 from .policy import PolicyConfig
 from .ppo import WidenPPO
@@ -44,7 +37,6 @@ from .ppo_config import PPOConfig
 from .vec_env import HandVecEnv
 
 PACKAGES = ("widen", "mujoco", "torch", "numpy", "gymnasium", "stable-baselines3")
-_CTRL = int(mujoco.mjtState.mjSTATE_CTRL)
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ FULL = Size()
 
 MEASURED = {
     "bare_steps_per_s": "mujoco.batch.Batch, as many simulations and threads: rollout() alone, with "
-    "the states, controls and drawn model values that the environment's own steps had",
+    "the states, controls, wrenches and drawn model values that the environment's own steps had",
     "env_steps_per_s": "BatchedEnv.step with every parameter of the catalogue drawn uniformly from "
     "its whole limits, normally distributed actions of deviation 0.6, resets included; bare times "
     "the ratio",
@@ -91,18 +83,21 @@ def bench(size: Size = FULL) -> dict[str, Any]:
     Returns:
         The JSON of `widen bench`: bare_steps_per_s, env_steps_per_s, env_over_bare,
         train_steps_per_s, sb3_steps_per_s, train_over_sb3, memory_mb_per_env; besides them
-        sb3_defaults_steps_per_s, train_over_sb3_defaults, train_randomized_steps_per_s, layers, groups (what kinds of parameters cost), sb3, machine,
-        versions and measured (how).
+        sb3_defaults_steps_per_s, train_over_sb3_defaults, train_randomized_steps_per_s, layers,
+        groups (what kinds of parameters cost), sb3, machine, versions and measured (how).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        everything, nominal = _env(size, CATALOGUE), _env(size, ())
-        bare, full = _against_bare(everything, size.block, size.blocks)
-        _, task = _against_bare(nominal, size.block, size.blocks // 2 + 1)
+        everything = bench_env(size.num_envs, CATALOGUE)
+        nominal = bench_env(size.num_envs, ())
+        bare, full = against_bare(everything, size.block, size.blocks)
+        _, task = against_bare(nominal, size.block, size.blocks // 2 + 1)
         kinds = {
-            kind: _against_bare(_env(size, _of_kind(kind)), size.block, size.blocks // 3 + 1)[1]
-            for kind in ("model", "actuation", "observation")
+            kind: against_bare(
+                bench_env(size.num_envs, _of_kind(kind)), size.block, size.blocks // 3 + 1
+            )[1]
+            for kind in dict.fromkeys(what.kind for what in CATALOGUE.values())
         }
         training = _training(nominal, everything, size, threads)
     finally:
@@ -159,82 +154,6 @@ def bench(size: Size = FULL) -> dict[str, Any]:
 
 def _of_kind(kind: str) -> tuple[str, ...]:
     return tuple(name for name, what in CATALOGUE.items() if what.kind == kind)
-
-
-def _env(size: Size, parameters: Iterable[str]) -> BatchedEnv:
-    """cube_rotate with these parameters uniform over their whole limits."""
-    config = RandomizationConfig.model_validate(
-        {"curriculum": "uniform", "parameters": dict.fromkeys(parameters)}
-    )
-    return BatchedEnv(
-        "cube_rotate",
-        config=EnvConfig(num_envs=size.num_envs),
-        sim=SimConfig(backend="cpu"),
-        perturbation=Randomizer(config) if config.parameters else None,
-        stagger=True,
-    )
-
-
-class _Step(NamedTuple):
-    """What bare stepping needs to repeat a control step of the environment."""
-
-    state: np.ndarray
-    """(N, nstate) before the step"""
-    ctrl: np.ndarray
-    """(N, substeps, nu)"""
-    changed: np.ndarray
-    """(K,) environments whose model fields are new since the step before"""
-    fields: dict[str, np.ndarray]
-    """(K, ...) their values"""
-
-
-def _against_bare(env: BatchedEnv, steps: int, blocks: int) -> tuple[float, float]:
-    """Steps per second of bare stepping, and the environment's as a share of that."""
-    bare = Batch(env.sim.model, env.num_envs, processors())
-    generator = torch.Generator().manual_seed(0)
-    env.reset()
-    pairs = []
-    for block in range(-3, blocks):  # the first ones spread the episodes and warm the caches
-        actions = 0.6 * torch.randn(steps, env.num_envs, env.num_actions, generator=generator)
-        env_seconds, recorded = env_block(env, actions)
-        bare_seconds = bare_block(bare, recorded)
-        if block >= 0:
-            pairs.append((env_seconds, bare_seconds))
-    ratio = median(bare_s / env_s for env_s, bare_s in pairs)
-    return env.num_envs * steps / median(bare_s for _, bare_s in pairs), ratio
-
-
-def env_block(env: BatchedEnv, actions: Tensor) -> tuple[float, list[_Step]]:
-    """Seconds that the environment takes for actions (steps, N, nu), and what it did."""
-    sim = env.sim
-    assert isinstance(sim, CpuSim)
-    seconds, recorded = 0.0, []
-    changed = torch.arange(env.num_envs)
-    for action in actions:
-        state = sim.state.copy()
-        names = env.perturbation.model_fields
-        fields = {name: sim.per_env(name)[changed].numpy() for name in names}
-        began = time.perf_counter()
-        result = env.step(action)
-        seconds += time.perf_counter() - began
-        recorded.append(_Step(state, sim.last_ctrl.copy(), changed.numpy(), fields))
-        changed = (result.terminated | result.truncated).nonzero()[:, 0]
-    return seconds, recorded
-
-
-def bare_block(bare: Batch, recorded: list[_Step]) -> float:
-    """Seconds that MuJoCo alone takes for the same motion: the same models, states and controls."""
-    seconds = 0.0
-    for step in recorded:
-        for name, values in step.fields.items():
-            bare.expand(name)[step.changed] = values
-        if step.fields and len(step.changed):
-            bare.set_const(step.changed)
-        bare.state[:] = step.state
-        began = time.perf_counter()
-        bare.rollout(step.ctrl.shape[1], step.ctrl, _CTRL, record=())
-        seconds += time.perf_counter() - began
-    return seconds
 
 
 class _Training(NamedTuple):
@@ -345,7 +264,7 @@ def _memory_mb_per_env(size: Size) -> float:
 def _peak_mb(size: Size) -> float:
     """Peak memory of this process after a few steps of the randomized environment [MB]."""
     torch.set_num_threads(1)
-    env = _env(size, CATALOGUE)
+    env = bench_env(size.num_envs, CATALOGUE)
     env.reset()
     for _ in range(5):
         env.step(torch.zeros(env.num_envs, env.num_actions))
@@ -364,7 +283,7 @@ def _cpu_name() -> str:
 
 
 def render(result: dict[str, Any]) -> RenderableType:
-    """The same for people."""
+    """The same for people; with "parameters", where they hold what `parameter_costs` found."""
     machine = result["machine"]
     layers = Table(title=f"{machine['num_envs']} environments on {machine['threads']} threads")
     for heading in ("layer", "steps/s", "ms per step of the batch", "of bare"):
@@ -387,4 +306,12 @@ def render(result: dict[str, Any]) -> RenderableType:
         f"{machine['cpu']}, {machine['processors']} processors; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     )
-    return Group(layers, groups, Text(text))
+    if "parameters" not in result:
+        return Group(layers, groups, Text(text))
+    costs = Table(
+        "parameter alone", "kind", "own ms per step of the batch", "and in the simulation"
+    )
+    for row in sorted(result["parameters"], key=lambda row: -row["ms_per_batch_step"]):
+        figures = (f"{row[key]:+.2f}" for key in ("ms_per_batch_step", "simulation_ms"))
+        costs.add_row(row["name"], row["kind"], *figures)
+    return Group(layers, groups, costs, Text(text))

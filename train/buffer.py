@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -50,6 +50,8 @@ class DeviceRolloutBuffer(DictRolloutBuffer):
         self.gae_lambda = gae_lambda
         self.generator: torch.Generator | None = None
         """draws the minibatches; None: torch's default generator"""
+        self.initial_state: tuple[Tensor, ...] = ()
+        """what the policy carried into the first step, (N, width) each; to be set by who collects"""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(buffer_size, n_envs, *shape, device=self.device)
@@ -142,6 +144,50 @@ class DeviceRolloutBuffer(DictRolloutBuffer):
             old_log_prob=rows(self.log_probs),
             advantages=rows(self.advantages),
             returns=rows(self.returns),
+        )
+
+
+class SequenceSamples(NamedTuple):
+    """S = T * B samples: whole sequences of B environments, step-major."""
+
+    observations: dict[str, Tensor]
+    """(S, width) each"""
+    actions: Tensor
+    """(S, nu)"""
+    old_values: Tensor
+    """(S,), as all that follow"""
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+    lstm_states: tuple[Tensor, ...]
+    """what the policy carried into the first step, (B, width) each"""
+    episode_starts: Tensor
+    """(T, B), 1 where an observation is the first of its episode"""
+
+
+class SequenceRolloutBuffer(DeviceRolloutBuffer):
+    """For policies with memory: a minibatch holds all steps of some environments, in order."""
+
+    def shuffled(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Numbers of all samples, `batch_size` at a time; environments in a fresh random order.
+
+        batch_size must be a multiple of the rollout's length.
+        """
+        assert self.full, "the rollout is not complete"
+        env_ids = torch.randperm(self.n_envs, generator=self.generator, device=self.device)
+        first = torch.arange(self.buffer_size, device=self.device) * self.n_envs
+        parts = env_ids.split(batch_size // self.buffer_size)
+        return tuple((first[:, None] + part).flatten() for part in parts)
+
+    def _get_samples(self, batch_inds: Tensor, env: Any = None) -> SequenceSamples:  # type: ignore[override]
+        """The samples of these numbers (S,), as `shuffled` gives them."""
+        flat = super()._get_samples(batch_inds)
+        # in the first step the number of a sample is that of its environment
+        env_ids = batch_inds[: len(batch_inds) // self.buffer_size]
+        return SequenceSamples(
+            *flat,
+            lstm_states=tuple(x.index_select(0, env_ids) for x in self.initial_state),
+            episode_starts=self.episode_starts.index_select(1, env_ids),
         )
 
 

@@ -1,11 +1,9 @@
-"""What happens between iterations: the curriculum, log lines, checkpoints, a clean stop."""
+"""What happens between iterations: the curriculum, log lines, checkpoints."""
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -15,9 +13,12 @@ from widen.envs.batched import BatchedEnv
 from widen.randomization.curriculum import Records
 from widen.randomization.randomizer import Randomizer
 
-from .ranks import RankLost, Ranks
+from .ranks import Ranks
 
 Line = dict[str, Any]
+
+DIAGNOSE_EVERY = 10
+"""iterations between two lines of diagnosis"""
 
 
 class _Part(NamedTuple):
@@ -38,7 +39,7 @@ class RunCallback(BaseCallback):
     Args:
         ranks: the processes that train together; rank 0 judges and reports.
         randomizer: whose bounds move and are logged.
-        report: takes an iteration's interval and moves, on rank 0.
+        report: takes an iteration's interval and its moves and diagnosis, on rank 0.
         save: writes a checkpoint of the whole run; all ranks call it.
         every: iterations between checkpoints.
         total_iterations: of the whole run.
@@ -63,6 +64,7 @@ class RunCallback(BaseCallback):
         self._seconds_before = seconds
         self._began = self._last = time.perf_counter()
         self._last_iteration = -1
+        self._diverged = 0
 
     @property
     def seconds(self) -> float:
@@ -93,8 +95,9 @@ class RunCallback(BaseCallback):
         if mistakes:
             self.ranks.fail(ValueError(mistakes[0]))
         if moved is not None and not self.ranks.first:
-            self.randomizer.load_shared_state(moved)
-        self._record(sum(part.divergences for part in parts))
+            self.randomizer.load_bounds_state(moved)
+        self._diverged = sum(part.divergences for part in parts)
+        self._record()
 
     def _decide(self, parts: Sequence[_Part]) -> dict[str, Any] | None:
         """What other ranks must know of the decision; None where no bound moved."""
@@ -103,10 +106,10 @@ class RunCallback(BaseCallback):
         before = self.randomizer.curriculum.num_moves
         self.randomizer.decide([part.records for part in parts])
         moved = self.randomizer.curriculum.num_moves > before
-        return self.randomizer.shared_state() if moved else None
+        return self.randomizer.bounds_state() if moved else None
 
-    def _record(self, divergences: int) -> None:
-        self.logger.record("rollout/diverged", divergences)
+    def _record(self) -> None:
+        self.logger.record("rollout/diverged", self._diverged)
         self.logger.record("adr/npd", self.randomizer.npd())
         self.logger.record("adr/bounds_moved", self.randomizer.curriculum.num_moves)
         for row in self.randomizer.table():
@@ -127,12 +130,15 @@ class RunCallback(BaseCallback):
             return
         self._last_iteration = iteration
         if self.ranks.first:
-            moves = [
+            lines = [
                 {"kind": "move", "iteration": iteration, "steps": self.num_timesteps} | asdict(move)
                 for move in self.randomizer.drain_moves()
             ]
+            if iteration % DIAGNOSE_EVERY == 0 or iteration >= self.total_iterations:
+                about = {"kind": "diagnosis", "iteration": iteration, "steps": self.num_timesteps}
+                lines.append(about | self.randomizer.diagnosis.report())
             # the lines go first: a resume drops those that are newer than its checkpoint
-            self.report(self._interval(iteration), moves)
+            self.report(self._interval(iteration), lines)
         stopped = self.ranks.largest(self.ranks.stop_requested)
         if stopped or iteration % self.every == 0 or iteration >= self.total_iterations:
             self.save()
@@ -157,6 +163,7 @@ class RunCallback(BaseCallback):
             "goals_mean": mean("score"),
             "drop_rate": mean("failed"),
             "return_mean": mean("r"),
+            "diverged": self._diverged,
             "learning_rate": ppo.learning_rate,
             "npd": self.randomizer.npd(),
             "parameters": self.randomizer.table(),
@@ -169,29 +176,3 @@ def _mistake(check: Callable[[], None]) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-@contextmanager
-def stop_on_signals(ranks: Ranks) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after the iteration under way, saved."""
-
-    def request(number: int, frame: Any) -> None:
-        if ranks.stop_requested:
-            raise KeyboardInterrupt
-        ranks.stop_requested = number
-
-    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except RankLost:
-        # The handlers stay: torchrun sends SIGTERM now, and there is one line to be said yet.
-        raise
-    except BaseException:
-        _restore(before)
-        raise
-    _restore(before)
-
-
-def _restore(handlers: dict[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

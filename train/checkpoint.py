@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 import re
 import warnings
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from .files import write_whole
 from .run_folder import RunFolder
 
-SCHEMA = "widen.checkpoint/2"
+SCHEMA = "widen.checkpoint/3"
 # What may differ between a run and its continuation: it changes neither physics nor learning.
 # Of sim.backend only what it means on a machine counts, which `check_same_backend` compares.
 FREE_KEYS = {
@@ -32,14 +33,14 @@ def save_checkpoint(run: RunFolder, state: dict[str, Any], keep: int) -> Path:
 
     The file appears under its name only when it is complete and on disk, so that a kill at any
     moment leaves the last good one.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; nothing has changed then.
     """
     path = run.checkpoints / f"{state['steps']:012d}.pt"
-    beside = path.with_suffix(".tmp")
-    with open(beside, "wb") as file:
-        torch.save({"schema": SCHEMA, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    content = io.BytesIO()  # torch does not tell of a full disk, but of its own confusion
+    torch.save({"schema": SCHEMA, **state}, content)
+    write_whole(path, content.getvalue())
     for old in list_checkpoints(run)[:-keep]:
         old.unlink()
     return path
@@ -107,7 +108,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def check_same_config(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Refuse to continue a checkpoint under another config.
+    """Refuse to continue a run under another config; `path` is the file that holds the saved one.
 
     Raises:
         ValueError: names the first key that differs and both values.
@@ -117,7 +118,7 @@ def check_same_config(saved: dict[str, Any], wanted: dict[str, Any], path: Path)
     for key, before, now in _differences(saved, wanted, ""):
         if key not in FREE_KEYS and key.split(".")[0] not in FREE_KEYS:
             raise ValueError(
-                f"{path}: checkpoint of another config: {key} is {before!r} there and {now!r} here"
+                f"{path}: of another config: {key} is {before!r} there and {now!r} here"
             )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from . import cli_show as show
+from . import cli_show_exam as show_exam
 from .cli_errors import Told, near, one_line
 
 app = typer.Typer(
@@ -137,7 +138,11 @@ def evaluate_policy(
     subject: Subject,
     episodes: Annotated[int, typer.Option(metavar="N", help="Whole episodes to count.")] = 128,
     randomization: Annotated[
-        str, typer.Option(metavar="none|current", help="The nominal world, or the run's ranges.")
+        str,
+        typer.Option(
+            metavar="none|current|exam",
+            help="The nominal world, the run's ranges, or the held-out world of widen exam.",
+        ),
     ] = "none",
     backend: Backend = None,
     as_json: Json = False,
@@ -145,10 +150,8 @@ def evaluate_policy(
     """Count the goals of a policy over whole episodes."""
     if episodes < 1:
         raise ValueError(f"--episodes {episodes}: expected 1 or more")
-    if randomization == "exam":
-        raise ValueError("--randomization exam: not in this version; expected none or current")
-    if randomization not in ("none", "current"):
-        raise ValueError(f"--randomization {randomization}: expected none or current")
+    if randomization not in ("none", "current", "exam"):
+        raise ValueError(f"--randomization {randomization}: expected none, current or exam")
     from .cli_policy import open_trial
     from .evaluate import evaluate
 
@@ -156,6 +159,39 @@ def evaluate_policy(
     result = evaluate(env, step, episodes)
     about = {"policy": str(subject), "randomization": randomization}
     show.emit({**about, **result}, as_json, show.evaluation)
+
+
+@app.command()
+def exam(
+    subject: Subject,
+    episodes: Annotated[
+        int | None, typer.Option(metavar="N", help="Per condition, at least; default 512.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Length of the episodes of all conditions but nominal and held_out; default 3.",
+        ),
+    ] = None,
+    conditions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Only these; names, or the groups nominal, held_out, suite, bounds, fine.",
+        ),
+    ] = None,
+    backend: Backend = None,
+    as_json: Json = False,
+) -> None:
+    """Examine a policy: held-out world, bounds, events, finer simulation. Goes on where it stopped.
+
+    Results are in RUN/exam.json, or beside the policy in POLICY.exam.json.
+    """
+    from .cli_exam import exam
+
+    result = exam(subject, episodes, seconds, conditions, backend)
+    show.emit(result, as_json, show_exam.table)
 
 
 @app.command()
@@ -205,14 +241,18 @@ def export(
     """Write the newest checkpoint's policy as one ONNX file."""
     from widen.deploy.export import export_runner
 
+    from .candidate import digest_of
     from .cli_policy import check_output
+    from .exam_file import contract_summary, exam_path
     from .run_folder import RunFolder
     from .trained import Trained
 
     folder = RunFolder.open(run)
     if output is not None:
         check_output(output)
-    report = export_runner(Trained.restore(folder), output or folder.policy)
+    trained = Trained.restore(folder)
+    examined = contract_summary(exam_path(folder.path), digest_of(trained))
+    report = export_runner(trained, output or folder.policy, examined)
     show.exported(report.path, report.size_bytes, report.max_error)
 
 

@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from widen.deploy.contract import Contract
     from widen.deploy.robot import Robot
     from widen.deploy.runtime import OnnxPolicy
+    from widen.envs.batched import BatchedEnv
+    from widen.envs.perturbation import Perturbation
     from widen.envs.sim import SimConfig
 
+    from .candidate import Candidate
     from .config import RunConfig
-    from .evaluate import Trial
+    from .evaluate import Step, Trial
 
 
 def open_trial(path: Path, episodes: int, randomization: str, backend: str | None = None) -> Trial:
@@ -23,8 +26,39 @@ def open_trial(path: Path, episodes: int, randomization: str, backend: str | Non
 
     Args:
         path: a run folder, or an exported policy.
-        episodes: as `evaluation_env` takes it.
-        randomization: "none" or "current", the ranges that the policy was last trained on.
+        episodes: that will be counted; there are not more environments.
+        randomization: "none", "current", the ranges that the policy was last trained on, or
+            "exam", the held-out world of `widen exam`.
+        backend: what simulates; None for the run's own, or what there is.
+
+    Raises:
+        ValueError: as `open_candidate`.
+    """
+    from .evaluate import MOST_ENVS
+
+    candidate = open_candidate(path, backend)
+    return candidate.open(_perturbation(candidate, randomization), min(episodes, MOST_ENVS))
+
+
+def _perturbation(candidate: Candidate, randomization: str) -> Perturbation | None:
+    from widen.randomization.manual import held_out
+    from widen.randomization.randomizer import Randomizer
+    from widen.randomization.scripted import Scripted
+
+    from .evaluate import SEED, ranges_config
+
+    if randomization == "exam":
+        return Scripted([held_out(candidate.has_object)], SEED)
+    if randomization == "current" and candidate.ranges:
+        return Randomizer(ranges_config(candidate.ranges), SEED)
+    return None
+
+
+def open_candidate(path: Path, backend: str | None = None) -> Candidate:
+    """The policy of a run, its newest, or of a file.
+
+    Args:
+        path: a run folder, or an exported policy.
         backend: what simulates; None for the run's own, or what there is.
 
     Raises:
@@ -37,12 +71,13 @@ def open_trial(path: Path, episodes: int, randomization: str, backend: str | Non
     if path.is_file() or path.suffix == ".onnx":
         from widen.deploy.runtime import OnnxPolicy
 
-        return _onnx_trial(OnnxPolicy(path), episodes, randomization, backend)
+        return _of_file(OnnxPolicy(path), backend)
+    from .candidate import of_run
     from .run_folder import RunFolder
     from .trained import Trained
 
     trained = Trained.restore(RunFolder.open(path))
-    return trained.trial(episodes, randomization, _trial_sim(trained.config.sim, backend))
+    return of_run(trained, str(path), _trial_sim(trained.config.sim, backend))
 
 
 def _trial_sim(sim: SimConfig, backend: str | None) -> SimConfig:
@@ -63,29 +98,39 @@ def _trial_sim(sim: SimConfig, backend: str | None) -> SimConfig:
     return sim
 
 
-def _onnx_trial(
-    policy: OnnxPolicy, episodes: int, randomization: str, backend: str | None
-) -> Trial:
-    """The policy sees what a robot would measure."""
-    import torch
-    from torch import Tensor
+def _of_file(policy: OnnxPolicy, backend: str | None) -> Candidate:
+    import hashlib
 
-    from widen.envs.batched import Obs, StepResult
-
-    from .evaluate import evaluation_env, ranges_config
+    from .candidate import Candidate
 
     contract, config = policy.contract, _training_config(policy)
-    env = evaluation_env(
+    return Candidate(
+        str(policy.path),
+        hashlib.sha256(policy.path.read_bytes()).hexdigest(),
         contract.task,
         contract.hand,
         contract.object,
         config.env.model_copy(update={"control_hz": 1.0 / contract.control_period}),
         _trial_sim(config.sim, backend),
-        ranges_config(contract.randomization if randomization == "current" else ()),
-        episodes,
+        contract.randomization,
+        lambda env: _onnx_step(policy, env),
     )
-    if env.scene.hand.joints != contract.joints:
-        raise ValueError(f"{policy.path}: made for other joints than hand {contract.hand!r} has")
+
+
+def _onnx_step(policy: OnnxPolicy, env: BatchedEnv) -> Step:
+    """The control step of a policy that sees what a robot would measure.
+
+    Raises:
+        ValueError: the hand has other joints than the policy was made for.
+    """
+    import torch
+    from torch import Tensor
+
+    from widen.envs.batched import Obs, StepResult
+
+    if env.scene.hand.joints != policy.contract.joints:
+        hand = policy.contract.hand
+        raise ValueError(f"{policy.path}: made for other joints than hand {hand!r} has")
     policy.reset(env.num_envs)
 
     def step(obs: Obs, fresh: Tensor) -> StepResult:
@@ -94,7 +139,7 @@ def _onnx_trial(
         action = policy.state["last_action"]
         return env.step_target(*(torch.from_numpy(a).to(env.device) for a in (target, action)))
 
-    return env, step
+    return step
 
 
 def _training_config(policy: OnnxPolicy) -> RunConfig:

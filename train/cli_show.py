@@ -30,10 +30,10 @@ def emit(result: Any, as_json: bool, render: Callable[[Any], None]) -> None:
         render(result)
 
 
-def interrupted(again: Sequence[str], saved: bool) -> None:
-    """Say on stderr how an interrupted training goes on, by the command `again`."""
-    how = f"go on with: {shlex.join(again)}"
-    print(f"interrupted; {how if saved else 'no checkpoint was saved yet'}", file=sys.stderr)
+def interrupted(again: Sequence[str]) -> None:
+    """Say on stderr how an interrupted training goes on: by the command `again`, if it has begun."""
+    how = f"; go on with: {shlex.join(again)}" if again else ""
+    print(f"interrupted{how}", file=sys.stderr)
 
 
 def lost(reason: str, checkpoint: Path | None, again: Sequence[str], restarts: bool) -> None:
@@ -98,6 +98,8 @@ def exported(path: Path, size_bytes: int, max_error: float) -> None:
 
 
 def verification(result: dict[str, Any]) -> None:
+    from .cli_show_exam import in_brief
+
     contract, error = result["contract"], result["max_error"]
     verdict = "as at export" if result["ok"] else "NOT as at export"
     print(f"{verdict}: largest difference {'infinite' if error is None else f'{error:.1g}'} rad")
@@ -110,8 +112,9 @@ def verification(result: dict[str, Any]) -> None:
         {"what": "commands", "value": ", ".join(contract["joints"])},
         {"what": "trained", "value": f"{contract['training'].get('steps')} steps"},
         {"what": "randomized", "value": f"{len(contract['randomization'])} parameters"},
+        {"what": "examined", "value": in_brief(contract["exam"])},
     ]
-    _table(rows)
+    table(rows)
 
 
 def _reading(reading: dict[str, Any]) -> str:
@@ -134,7 +137,7 @@ def run(result: dict[str, Any]) -> None:
 def names(rows: list[dict[str, Any]]) -> None:
     """A table of what a person chooses by; --json tells the rest."""
     columns = [key for key in ("name", "unit", "nominal", "limits", "summary") if key in rows[0]]
-    _table([{key: _short(row[key]) for key in columns} for row in rows])
+    table([{key: _short(row[key]) for key in columns} for row in rows])
 
 
 def _short(value: Any) -> str:
@@ -145,7 +148,8 @@ def _short(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _table(rows: list[dict[str, str]]) -> None:
+def table(rows: list[dict[str, str]]) -> None:
+    """Equal keys are a column's head."""
     from rich.table import Table
     from rich.text import Text
 

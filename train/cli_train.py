@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,21 +28,28 @@ def train(
     Raises:
         Told: on a rank that ends because of what another one says.
     """
-    from .ranks import RankLost, join
+    from .signals import stop_at_once
 
-    ranks, runner = join(), None
-    try:
-        runner = _start(ranks, config, overrides, run_dir, resume)
-        _train(runner, as_json)
-    except RankLost as lost:
-        _end_without(ranks, runner, str(lost))
-    except (typer.Exit, Told):
-        raise
-    except Exception as error:
-        # this rank's own trouble; the others will only miss it
-        if ranks.claim():
+    with stop_at_once():  # before the seconds that torch takes to be imported
+        from .ranks import RankLost, join
+
+        ranks, runner = join(), None
+        try:
+            runner = _start(ranks, config, overrides, run_dir, resume)
+            _train(runner, as_json)
+        except RankLost as lost:
+            _end_without(ranks, runner, str(lost))
+        except KeyboardInterrupt as stop:
+            if ranks.claim():
+                show.interrupted(() if runner is None else _again(runner))
+            raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from None
+        except (typer.Exit, Told):
             raise
-        raise Told(2 if one_line(error) else 1) from None
+        except Exception as error:
+            # this rank's own trouble; the others will only miss it
+            if ranks.claim():
+                raise
+            raise Told(2 if one_line(error) else 1) from None
 
 
 def _start(
@@ -55,21 +64,29 @@ def _start(
 def _train(runner: Runner, as_json: bool) -> None:
     from widen.deploy.export import export_runner
 
-    assert runner.run is not None
-    first, path = runner.ranks.first, runner.run.path
-    again = resume_command(path, runner.ranks)
+    first = runner.ranks.first
     try:
         result = runner.train(export_runner)
-    except KeyboardInterrupt:
-        if runner.ranks.claim():
-            show.interrupted(again, saved=_last_checkpoint(runner) is not None)
-        raise typer.Exit(130) from None
+    except OSError as error:
+        raise ValueError(_unwritten(error, runner)) from error
     if first:
         show.emit(result, as_json, show.train)
     if "stopped" in result:
         if first:
-            show.interrupted(again, saved=True)
+            show.interrupted(_again(runner))
         raise typer.Exit(128 + result["stopped"])
+
+
+def _unwritten(error: OSError, runner: Runner) -> str:
+    """What the user is told when the run folder cannot be written: what is kept, how it goes on."""
+    saved, again = _last_checkpoint(runner), shlex.join(_again(runner))
+    kept = "there is no checkpoint yet" if saved is None else f"the last checkpoint is {saved}"
+    return f"{one_line(error)}; {kept}; when that is mended go on with: {again}"
+
+
+def _again(runner: Runner) -> tuple[str, ...]:
+    assert runner.run is not None
+    return resume_command(runner.run.path, runner.ranks)
 
 
 def resume_command(run: Path, ranks: Ranks) -> tuple[str, ...]:

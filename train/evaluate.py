@@ -80,14 +80,22 @@ def policy_trial(
     env = evaluation_env(
         config.task, config.hand, config.object, config.env, sim, randomization, episodes
     )
+    return env, policy_step(policy, env)
+
+
+def policy_step(policy: HandPolicy, env: BatchedEnv) -> Step:
+    """The control step of the deterministic policy, which is moved to the environments' device."""
     policy = policy.to(env.device)
     policy.set_training_mode(False)
+    state = policy.initial_state(env.num_envs)
 
     @torch.no_grad()
     def step(obs: Obs, fresh: Tensor) -> StepResult:
-        return env.step(policy.mean_action(obs["actor"]))
+        nonlocal state
+        action, state = policy.advance(obs["actor"], policy.begin(state, fresh))
+        return env.step(action)
 
-    return env, step
+    return step
 
 
 def evaluate(

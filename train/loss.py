@@ -7,6 +7,7 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 from torch.nn import functional as F
 
+from .buffer import SequenceSamples
 from .policy import HandPolicy
 
 STATS = ("policy_gradient_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl", "loss")
@@ -15,7 +16,7 @@ STATS = ("policy_gradient_loss", "value_loss", "entropy_loss", "clip_fraction", 
 
 def clipped_loss(
     policy: HandPolicy,
-    batch: DictRolloutBufferSamples,
+    batch: DictRolloutBufferSamples | SequenceSamples,
     clip_range: float,
     entropy_coef: float,
     value_coef: float,
@@ -32,7 +33,7 @@ def clipped_loss(
         loss to minimise; `STATS` as one tensor without gradient, so that nothing waits for the
         device.
     """
-    values, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions)
+    values, log_prob, entropy = policy.evaluate(batch)
     log_ratio = log_prob - batch.old_log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)

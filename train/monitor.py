@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from .monitor_diagnosis import diagnosis_lines
 from .progress import (
     format_count,
     format_duration,
@@ -42,8 +43,10 @@ def summarise(run: RunFolder, log: Log) -> dict[str, Any]:
 
     Keys: run, task, steps, npd, goals_mean, drop_rate, return_mean, iteration, total_iterations,
     fps [1/s], seconds and seconds_left [s], finished, silent_seconds (since the last line, None
-    before the first) [s], bounds_moved, last_moves (newest first), goals_history, and parameters:
-    a list of name, unit, nominal, low, high, limit_low, limit_high, score_low, score_high, moves.
+    before the first) [s], diverged (times that an environment was begun anew because the
+    simulation lost it), bounds_moved, last_moves (newest first), goals_history, diagnosis (the last
+    one, with the keys of `Diagnosis.report` and iteration and steps), and parameters: a list of
+    name, unit, nominal, low, high, limit_low, limit_high, score_low, score_high, moves.
     What the run has not measured yet is None.
     """
     now = log.intervals[-1] if log.intervals else {}
@@ -65,16 +68,24 @@ def summarise(run: RunFolder, log: Log) -> dict[str, Any]:
         "goals_mean": now.get("goals_mean"),
         "drop_rate": now.get("drop_rate"),
         "return_mean": now.get("return_mean"),
+        "diverged": now.get("diverged", 0),
         "bounds_moved": len(log.moves),
         "last_moves": log.moves[: -_LAST_MOVES - 1 : -1],
         "goals_history": [
             log.intervals[i]["goals_mean"] for i in evenly(len(log.intervals), _HISTORY)
         ],
+        "diagnosis": _diagnosis(log),
         "parameters": [
             {**parameter, "moves": moves[parameter["name"]]}
             for parameter in now.get("parameters", [])
         ],
     }
+
+
+def _diagnosis(log: Log) -> dict[str, Any] | None:
+    if not log.diagnoses:
+        return None
+    return {key: value for key, value in log.diagnoses[-1].items() if key != "kind"}
 
 
 def render(state: dict[str, Any], rows: int | None = None) -> Group:
@@ -104,7 +115,7 @@ def render(state: dict[str, Any], rows: int | None = None) -> Group:
             style="dim",
         )
         lines.append(line)
-    return Group(*lines)
+    return Group(*lines, *diagnosis_lines(state["diagnosis"]))
 
 
 def follow(run: RunFolder, console: Console | None = None) -> None:
@@ -130,7 +141,7 @@ def follow(run: RunFolder, console: Console | None = None) -> None:
 
 
 def _rows_that_fit(console: Console, state: dict[str, Any]) -> int:
-    around_the_rows = 9 + len(state["last_moves"])
+    around_the_rows = 9 + len(state["last_moves"]) + len(diagnosis_lines(state["diagnosis"]))
     return max(3, console.height - around_the_rows)
 
 
@@ -161,6 +172,8 @@ def _figures(state: dict[str, Any]) -> Text:
         ("bounds moved", str(state["bounds_moved"])),
     ):
         line.append(f"{label} ", style="dim").append(value, style="bold").append("   ")
+    if state["diverged"]:
+        line.append(f"diverged {state['diverged']} times", style="yellow")
     return line
 
 

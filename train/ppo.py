@@ -27,15 +27,16 @@ from widen.envs.batched import StepResult
 
 from .accelerate import backward_precision, compiled, network_precision, torch_threads
 from .buffer import DeviceRolloutBuffer, EndedEpisodes
+from .learning_rate import adapted
 from .loss import STATS, clipped_loss
-from .policy import HandPolicy, PolicyConfig
+from .policy import HandPolicy, PolicyConfig, State
 from .pooling import average_gradients, normalized, unexplained_variance
 from .ppo_config import PPOConfig, minibatch_size
 from .ranks import Ranks
+from .recurrent import check_settings, policy_class
 from .timing import Stopwatch
 
 _EPISODE_WINDOW = 200
-_RATE_FACTOR = 1.3
 
 
 class WidenPPO(PPO):
@@ -68,7 +69,7 @@ class WidenPPO(PPO):
         device: torch.device | str = "auto",
         tensorboard_log: str | None = None,
         verbose: int = 0,
-        policy: type[HandPolicy] = HandPolicy,
+        policy: type[HandPolicy] | None = None,
         ranks: Ranks | None = None,
         _init_setup_model: bool = True,
     ) -> None:
@@ -78,12 +79,16 @@ class WidenPPO(PPO):
             device: should be the environment's.
             seed: of networks, actions, minibatches and, through `env.seed`, the environment;
                 processes that train together need different ones.
+            policy: where `load` calls this; else the class that policy_config names.
             ranks: the processes that train together; None for this one alone.
 
         Raises:
-            ValueError: see `minibatch_size`.
+            ValueError: see `minibatch_size` and `check_settings`.
         """
-        config = config or PPOConfig()
+        config, policy_config = config or PPOConfig(), policy_config or PolicyConfig()
+        policy = policy or policy_class(policy_config)
+        if env is not None:
+            check_settings(policy_config, config, env.num_envs)
         self.config, self.ranks = config, ranks or Ranks()
         self.last_shares: dict[str, float] = {}
         """parts of the last logged interval's time: simulation, inference, update"""
@@ -103,11 +108,11 @@ class WidenPPO(PPO):
             ent_coef=config.entropy_coef,
             vf_coef=config.value_coef,
             max_grad_norm=config.max_grad_norm,
-            rollout_buffer_class=DeviceRolloutBuffer,
+            rollout_buffer_class=policy.rollout_buffer_class,
             # The library's own target_kl stops an update early; here it steers the rate.
             target_kl=None,
             stats_window_size=_EPISODE_WINDOW,
-            policy_kwargs={"config": policy_config or PolicyConfig()},
+            policy_kwargs={"config": policy_config},
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             seed=seed,
@@ -125,12 +130,13 @@ class WidenPPO(PPO):
         self.rollout_buffer.generator = self.generator
         self._stopwatch = Stopwatch(self.device)
         self._episodes = EndedEpisodes(self.n_steps, self.n_envs, self.device)
+        self._state: State = ()
         self._act, self._loss = self.policy.act, clipped_loss
         if self.config.compile:
             self._act, self._loss = compiled(self._act), compiled(self._loss)
 
     def _excluded_save_params(self) -> list[str]:
-        ours = ["generator", "ranks", "_stopwatch", "_episodes", "_act", "_loss"]
+        ours = ["generator", "ranks", "_stopwatch", "_episodes", "_state", "_act", "_loss"]
         return [*super()._excluded_save_params(), *ours]
 
     def _setup_learn(
@@ -141,6 +147,8 @@ class WidenPPO(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:  # then new episodes begin
+            self._state = self.policy.initial_state(self.n_envs)
         prepared = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -181,11 +189,12 @@ class WidenPPO(PPO):
         term_sums: dict[str, Tensor] = {}
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
+        rollout_buffer.initial_state = self._state
         callback.on_rollout_start()
         for step in range(n_rollout_steps):
             with self._stopwatch.section("inference"), self._precision():
                 noise = self.policy.noise(self._last_obs, self.generator)
-                actions, values, log_probs = self._act(self._last_obs, noise)
+                actions, values, log_probs, *state = self._act(self._last_obs, noise, *self._state)
             with self._stopwatch.section("simulation"):
                 result = batched.step(actions.clamp(-1.0, 1.0))
             new_obs, rewards = result.obs, result.reward
@@ -206,6 +215,7 @@ class WidenPPO(PPO):
                 self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs
             )
             self._last_obs, self._last_episode_starts = new_obs, dones
+            self._state = self.policy.begin(tuple(state), dones)
 
         with torch.no_grad(), self._precision():
             last_values = self.policy.predict_values(self._last_obs)
@@ -286,7 +296,8 @@ class WidenPPO(PPO):
             self.policy.update_normalizers(
                 {key: x.flatten(0, 1) for key, x in observations.items()}, self.ranks
             )
-            self._adapt_learning_rate(kl)
+            self.learning_rate = adapted(self.learning_rate, kl, self.config)  # type: ignore
+            self._setup_lr_schedule()
         if self._log_due:
             self._write_log()
 
@@ -339,19 +350,6 @@ class WidenPPO(PPO):
         self.logger.record("train/clip_range", clip_range)
         return logged[names.index("approx_kl")]
 
-    def _adapt_learning_rate(self, kl: float) -> None:
-        """Once per update, one step toward the target. Per minibatch the rate oscillates."""
-        target, rate = self.config.target_kl, self.learning_rate
-        assert isinstance(rate, float)
-        if target is None:
-            return
-        if kl > 2.0 * target:
-            rate = max(rate / _RATE_FACTOR, self.config.learning_rate_min)
-        elif kl < 0.5 * target:
-            rate = min(rate * _RATE_FACTOR, self.config.learning_rate_max)
-        self.learning_rate = rate
-        self._setup_lr_schedule()
-
     def training_state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on, except the environment.
 
@@ -373,6 +371,7 @@ class WidenPPO(PPO):
             "generator": self.generator.get_state(),
             "last_obs": self._last_obs,
             "last_episode_starts": self._last_episode_starts,
+            "policy_state": self._state,
         }
         return copy.deepcopy({"shared": shared, "own": own})
 
@@ -395,3 +394,5 @@ class WidenPPO(PPO):
             self.generator.set_state(own["generator"].cpu())
             self._last_obs = {key: x.to(self.device) for key, x in own["last_obs"].items()}
             self._last_episode_starts = own["last_episode_starts"].to(self.device)
+            # checkpoints from before policies had memory lack it
+            self._state = tuple(x.to(self.device) for x in own.get("policy_state", ()))

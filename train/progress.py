@@ -64,7 +64,8 @@ class ProgressDisplay:
     def update(self, interval: dict[str, Any], moves: Sequence[dict[str, Any]]) -> None:
         """Shows an `interval` record of the log and the `move` records since the last one.
 
-        `interval` may also hold learning_rate, which is shown where it is given.
+        `interval` may also hold learning_rate and diverged, which are shown where they are given
+        and, in the case of diverged, not 0.
         """
         self._recent.append(interval)
         self._moves.extend(moves)
@@ -83,6 +84,8 @@ class ProgressDisplay:
             ("drop rate", format_share(now["drop_rate"])),
             ("npd", format_value(now["npd"])),
         ]
+        if now.get("diverged"):
+            figures.append(("diverged", format_count(now["diverged"])))
         if "learning_rate" in now:
             figures.append(("learning rate", f"{now['learning_rate']:.1e}"))
         figures.append(("time left", format_duration(seconds_left(self._recent, self._total))))

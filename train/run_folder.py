@@ -4,17 +4,20 @@
 runs/cube_rotate-20250301-101500/
     config.yaml        the resolved config
     environment.json   versions, machine, seed, start time, backend, processes
-    adr.jsonl          one line per interval and one per moved bound
+    adr.jsonl          one line per interval, per moved bound and per diagnosis
     checkpoints/  tensorboard/  policy.onnx
 ```
 
-Two kinds of lines stand in `adr.jsonl`, in the order of their `steps`:
+Three kinds of lines stand in `adr.jsonl`, in the order of their `steps`:
 
 - `interval`: iteration (iterations completed), total_iterations, steps, seconds (training time,
   cumulative over resumes) [s], fps (control steps per second), goals_mean, drop_rate, npd,
-  return_mean, and parameters, a list of name, unit, nominal, low, high, limit_low, limit_high,
+  return_mean, diverged (times that an environment was begun anew because the simulation lost it,
+  cumulative), and parameters, a list of name, unit, nominal, low, high, limit_low, limit_high,
   score_low, score_high. The state is the one at the interval's end.
 - `move`: iteration, steps, name, side ("low" or "high"), old, new, mean (score), count (episodes).
+- `diagnosis`, every ten iterations and at the end: iteration, steps, and the keys of
+  `widen.randomization.diagnosis.Diagnosis.report`: episodes, limiting, drops, pairs.
 
 What is not finite (the npd of a zero-width range) or not known yet (a boundary without a
 result) is null.
@@ -35,6 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .files import append_whole, write_whole
 
 RUNS = Path("runs")
 _RECORDED_PACKAGES = {  # key in environment.json: name of the distribution
@@ -59,8 +64,11 @@ class RunFolder:
         """Makes the folder with config.yaml and environment.json.
 
         `config` is the resolved config in plain values (pydantic's `model_dump(mode="json")`),
-        `about` whatever else environment.json shall say. Raises ValueError when `path` is a file
-        or a folder with something in it.
+        `about` whatever else environment.json shall say.
+
+        Raises:
+            ValueError: `path` is a file, or a folder with something in it.
+            OSError: it cannot be written; what had been made is gone again.
         """
         run = cls(Path(path))
         try:
@@ -73,11 +81,18 @@ class RunFolder:
                 "or --resume to go on with that run"
             )
         environment = json.dumps(_environment(config.get("seed")) | about, indent=2) + "\n"
-        run.environment.write_text(environment, encoding="utf-8")
-        run.checkpoints.mkdir()
-        # Last, because it is what makes the folder a run.
         resolved = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        run.config.write_text(resolved, encoding="utf-8")
+        try:
+            write_whole(run.environment, environment.encode())
+            run.checkpoints.mkdir()
+            # Last, because it is what makes the folder a run.
+            write_whole(run.config, resolved.encode())
+        except BaseException:
+            # what is no run would be in the way of the next attempt
+            run.environment.unlink(missing_ok=True)
+            if run.checkpoints.is_dir():
+                run.checkpoints.rmdir()
+            raise
         return run
 
     @classmethod
@@ -132,20 +147,24 @@ class RunFolder:
         return content if isinstance(content, dict) else {}
 
     def append(self, *records: dict[str, Any]) -> None:
-        """Adds lines to adr.jsonl, each with one write, so that a reader never sees half of one.
+        """Adds lines to adr.jsonl, all or none, and so that a reader never sees half of one.
 
         Write an interval's lines before the checkpoint of the same step: `rewind` keeps them.
+        Raises OSError when they cannot be written, as on a full disk.
         """
-        descriptor = os.open(self.adr_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            for record in records:
-                line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":"))
-                os.write(descriptor, line.encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        lines = (
+            json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n"
+            for record in records
+        )
+        append_whole(self.adr_log, "".join(lines).encode())
 
     def rewind(self, steps: int) -> None:
-        """Drops the lines after `steps` and a torn last line; call it when a run is resumed."""
+        """Drops the lines after `steps`, a torn last line, and checkpoints that a kill left torn.
+
+        Call it when a run is resumed.
+        """
+        for torn in self.checkpoints.glob("*.tmp"):
+            torn.unlink()
         if not self.adr_log.exists():
             return
         content = self.adr_log.read_bytes()
@@ -153,9 +172,7 @@ class RunFolder:
         pairs = zip(_lines(content), _records(content, self.adr_log), strict=False)
         kept = [line for line, record in pairs if record["steps"] <= steps]
         # A new file in its place tells a reader that follows the log to start over.
-        beside = self.adr_log.with_suffix(".tmp")
-        beside.write_bytes(b"".join(kept))
-        beside.replace(self.adr_log)
+        write_whole(self.adr_log, b"".join(kept))
 
 
 def default_path(task: str) -> Path:
@@ -169,6 +186,12 @@ class Log:
 
     intervals: list[dict[str, Any]] = field(default_factory=list)
     moves: list[dict[str, Any]] = field(default_factory=list)
+    diagnoses: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One more line."""
+        of_kind = {"interval": self.intervals, "move": self.moves, "diagnosis": self.diagnoses}
+        of_kind[line["kind"]].append(line)
 
 
 class LogReader:
@@ -199,8 +222,7 @@ class LogReader:
             content = file.read()
         complete = content[: content.rfind(b"\n") + 1]
         for record in _records(complete, self._path):
-            of_kind = self.log.intervals if record["kind"] == "interval" else self.log.moves
-            of_kind.append(record)
+            self.log.add(record)
         self._offset += len(complete)
         return replaced or bool(complete)
 
@@ -218,12 +240,14 @@ def _records(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
             return
         try:
             record = json.loads(line)
-            known = record["kind"] in ("interval", "move") and record["steps"] >= 0
+            known = record["kind"] in ("interval", "move", "diagnosis") and record["steps"] >= 0
         except (ValueError, TypeError, KeyError):
             known = False
         if not known:
             start = line.decode(errors="replace").strip()[:60]
-            raise ValueError(f"{path}: expected an interval or a move as JSON, got {start!r}")
+            raise ValueError(
+                f"{path}: expected an interval, a move or a diagnosis as JSON, got {start!r}"
+            )
         yield record
 
 

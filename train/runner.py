@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -16,15 +16,17 @@ from widen.envs.batched import BatchedEnv
 from widen.envs.sim import resolve_backend
 from widen.randomization.randomizer import Randomizer
 
-from .callbacks import Line, RunCallback, stop_on_signals
+from .callbacks import Line, RunCallback
 from .checkpoint import reading, save_checkpoint
 from .config import RunConfig, dump_config
 from .evaluate import evaluate, policy_trial, ranges_config
+from .events import events_logger, told_once
 from .policy import HandPolicy
 from .ppo import WidenPPO
 from .progress import ProgressDisplay
 from .ranks import Ranks
 from .run_folder import RunFolder
+from .signals import stop_when_saved
 from .vec_env import HandVecEnv
 
 Export = Callable[["Runner", Path], Any]
@@ -149,11 +151,13 @@ class Runner:
 
         Raises:
             RankLost: another process died.
+            OSError: the run folder cannot be written; its last checkpoint is as it was.
         """
         assert self.run is not None
-        first, folder = self.ranks.first, str(self.run.tensorboard)
-        self.ppo.set_logger(configure(folder, ["tensorboard"]) if first else Logger(None, []))
-        stopped = self._learn()
+        first = self.ranks.first
+        with told_once():
+            self.ppo.set_logger(events_logger(self.run.tensorboard) if first else Logger(None, []))
+            stopped = self._learn()
         self.ranks.leave()
         summary = {
             "run": str(self.run.path),
@@ -176,11 +180,11 @@ class Runner:
             return 0
         with ProgressDisplay(total) if self.ranks.first else nullcontext() as display:
 
-            def report(interval: Line, moves: Sequence[Line]) -> None:
+            def report(interval: Line, others: Sequence[Line]) -> None:
                 assert self.run is not None
                 assert display is not None
-                self.run.append(*moves, interval)
-                display.update(interval, moves)
+                self.run.append(*others, interval)
+                display.update(interval, [line for line in others if line["kind"] == "move"])
 
             callback = self._callback = RunCallback(
                 self.ranks,
@@ -191,7 +195,7 @@ class Runner:
                 total,
                 self.seconds,
             )
-            with stop_on_signals(self.ranks):
+            with stop_when_saved(self.ranks):
                 rollout = self.ppo.n_steps * self.ppo.n_envs * self.ranks.world
                 self.ppo.learn(left * rollout, callback, reset_num_timesteps=self.steps == 0)
         return callback.stopped

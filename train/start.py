@@ -26,6 +26,8 @@ def start(
 ) -> Runner:
     """A runner for a new run, or for the continuation of one.
 
+    A run that has no checkpoint yet continues from its beginning.
+
     When torchrun starts its processes again, the run that they had begun goes on from its last
     checkpoint, or from its beginning while there is none.
 
@@ -37,6 +39,7 @@ def start(
 
     Raises:
         ValueError: the folder exists, or holds a run of another config.
+        OSError: it cannot be written.
     """
     ranks = ranks or Ranks()
     runner = ranks.agree(lambda: _prepare(config, run_dir, resume, ranks))
@@ -59,6 +62,10 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
     if not resume or run_dir is None:
         return Runner(config, None, ranks)
     run = RunFolder.open(run_dir)
+    if not list_checkpoints(run):
+        # it ended before the first one; with its own seed it begins as it did
+        check_same_config(run.read_config(), dump_config(config), run.config)
+        return Runner(config, run, ranks)
     path = latest_checkpoint(run)
     state = load_checkpoint(path)
     check_same_config(state["config"], dump_config(config), path)

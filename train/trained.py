@@ -12,13 +12,13 @@ import torch
 from gymnasium import spaces
 
 from widen.envs.batched import BatchedEnv
-from widen.envs.sim import SimConfig
 from widen.randomization.randomizer import Randomizer
 
 from .checkpoint import check_same_config, latest_checkpoint, load_checkpoint, reading
 from .config import RunConfig, dump_config, parse_config
-from .evaluate import Trial, evaluation_env, policy_trial, ranges_config
+from .evaluate import evaluation_env, ranges_config
 from .policy import HandPolicy
+from .recurrent import policy_class
 from .run_folder import RunFolder
 
 
@@ -58,11 +58,6 @@ class Trained:
             config.task, config.hand, config.object, config.env, sim, nominal, episodes=1
         )
 
-    def trial(self, episodes: int, randomization: str, sim: SimConfig) -> Trial:
-        """See `policy_trial`; randomization "none" or "current"."""
-        table = self.randomizer.table() if randomization == "current" else ()
-        return policy_trial(self.config, self.policy, episodes, ranges_config(table), sim)
-
 
 def _policy(config: RunConfig, state: dict[str, Any]) -> HandPolicy:
     def box(width: int) -> spaces.Space:
@@ -72,7 +67,9 @@ def _policy(config: RunConfig, state: dict[str, Any]) -> HandPolicy:
     seen = {key: box(len(state[f"{name}.normalizer.mean"])) for key, name in entries.items()}
     actions = spaces.Box(-1.0, 1.0, (len(state["log_std"]),), np.float32)
     with torch.random.fork_rng(devices=[]):
-        policy = HandPolicy(spaces.Dict(seen), actions, lambda _: 0.0, config.policy)
+        policy = policy_class(config.policy)(
+            spaces.Dict(seen), actions, lambda _: 0.0, config.policy
+        )
     policy.load_state_dict(state)
     policy.set_training_mode(False)
     return policy

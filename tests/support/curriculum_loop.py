@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from widen.randomization.curriculum import Move, Uniform
+from widen.randomization.adr import ADR, AdrConfig
+from widen.randomization.curriculum import Move, Range, Uniform
 from widen.randomization.draws import Draws
+
+MASS = Range("mass", 1.0, 0.1, 0.5, 1.25)
+LATENCY = Range("latency", 0.0, 0.2, 0.0, 1.0, scale=2.0)
+FIXED = Range("fixed", 3.0, 0.0, 0.0, 9.0)
+POINT = Range("point", 2.0, 0.1, 2.0, 2.0)
 
 
 class Loop:
@@ -54,3 +60,20 @@ class Loop:
         self.draws.load_state_dict(state["draws"])
         self.draws.clock = state["clock"]
         self.generator.set_state(state["rng"])
+
+
+def adr(
+    *ranges: Range, num_envs: int = 1, seed: int = 0, masked: bool = False, **config: Any
+) -> Any:
+    """A `Loop` in which every episode evaluates a bound, and two results decide."""
+    constants = {"evaluation_share": 1.0, "buffer": 2, "widen_at": 20, "narrow_at": 10}
+    return Loop(ADR(ranges, AdrConfig(**{**constants, **config})), num_envs, seed, masked)
+
+
+def play(curriculum: Any, scores: list[float], *, counted: bool = True) -> list[Move]:
+    """Episodes of environment 0, one after another, with these scores."""
+    moves = []
+    for score in scores:
+        curriculum.draw(np.array([0]))
+        moves += curriculum.result(np.array([0]), np.array([score]), np.array([counted]))
+    return moves

@@ -30,6 +30,16 @@ NOMINAL: Values = {
     "force": [0.4],
     "joint_force": [0.25],
     "gravity": [0.0, 0.0, -9.81],
+    "timestep": [0.01],
+    "dims": [3],
+    "link_mass": [0.03],
+    "link_inertia": [2e-6, 9e-6, 9e-6],
+    "loss": [0.0, 0.0, 0.0],
+    "range": [-2.8, 2.8, -2.8, 2.8, -2.8, 2.8],
+    "kv": [0.05, 0.05, 0.05],
+    "solref": [0.02, 1.0],
+    "solimp": [0.9, 0.95, 0.001],
+    "margin": [0.0],
 }
 FIELDS = (
     "body_mass",
@@ -43,7 +53,13 @@ FIELDS = (
     "actuator_biasprm",
     "actuator_forcerange",
     "jnt_actfrcrange",
+    "dof_frictionloss",
+    "jnt_range",
+    "geom_solref",
+    "geom_solimp",
+    "geom_margin",
     "opt.gravity",
+    "opt.timestep",
 )
 SENSORS = {
     "velocity": '<framepos objtype="site" objname="tip"/><framelinvel objtype="body" objname="box"/>',
@@ -96,31 +112,39 @@ def xml(values: Values, sensors: str = "velocity") -> str:
     """Every value is written with all its digits."""
     v = {name: text(numbers) for name, numbers in values.items()}
     limit = f'actuatorfrcrange="-{v["joint_force"]} {v["joint_force"]}"'
+    ends = np.reshape(values["range"], (NU, 2))
     joint = [
-        f'damping="{d:.17g}" armature="{a:.17g}"'
-        for d, a in zip(values["damping"], values["armature"], strict=True)
+        f'damping="{d:.17g}" armature="{a:.17g}" frictionloss="{f:.17g}" range="{text(r)}"'
+        for d, a, f, r in zip(
+            values["damping"], values["armature"], values["loss"], ends.tolist(), strict=True
+        )
     ]
+    forces = np.broadcast_to(values["force"], NU)  # one for all, or one each
     motors = "".join(
         f'<general joint="j{i}" biastype="affine" gainprm="{kp:.17g}"'
-        f' biasprm="0 {-kp:.17g} -0.05" forcerange="-{v["force"]} {v["force"]}"/>'
-        for i, kp in enumerate(values["gain"])
+        f' biasprm="0 {-kp:.17g} {-kv:.17g}" forcerange="{-f:.17g} {f:.17g}"/>'
+        for i, (kp, kv, f) in enumerate(zip(values["gain"], values["kv"], forces, strict=True))
     )
-    link = '<inertial pos="0.02 0 0" mass="0.03" diaginertia="2e-6 9e-6 9e-6"/>'
-    bone = f'<geom type="capsule" fromto="0 0 0 .03 0 0" size=".009" friction="{v["grip"]}"/>'
+    link = f'<inertial pos="0.02 0 0" mass="{v["link_mass"]}" diaginertia="{v["link_inertia"]}"/>'
+    soft = f'solref="{v["solref"]}" solimp="{v["solimp"]}" margin="{v["margin"]}"'
+    grip = f'friction="{v["grip"]}" condim="{v["dims"]}" {soft}'
+    bone = f'<geom type="capsule" fromto="0 0 0 .03 0 0" size=".009" {grip}/>'
     return f"""
     <mujoco>
-      <option timestep="0.01" integrator="implicitfast" gravity="{v["gravity"]}"/>
+      <compiler angle="radian"/>
+      <option timestep="{v["timestep"]}" integrator="implicitfast" gravity="{v["gravity"]}"/>
       <worldbody>
         <geom type="plane" size="1 1 .1" friction=".3"/>
         <body name="a" pos="0 0 .03"><joint name="j0" axis="0 0 1" {joint[0]}/>{link}{bone}
           <body name="b" pos=".04 0 0"><joint name="j1" axis="0 -1 0" {joint[1]}/>{link}{bone}
             <body name="c" pos=".04 0 0"><joint name="j2" axis="0 -1 0" {joint[2]} {limit}/>{link}
-              <geom name="tip" type="sphere" pos=".03 0 0" size="{v["tip"]}" friction="{v["grip"]}"/>
+              <geom name="tip" type="sphere" pos=".03 0 0" size="{v["tip"]}" {grip}/>
               <site name="tip" pos=".04 0 0"/><site name="pad" pos=".03 0 0" size=".02"/>
         </body></body></body>
         <body name="box" pos=".16 0 .03" simple="false"><freejoint/>
           <inertial pos="{v["com"]}" mass="{v["mass"]}" diaginertia="{v["inertia"]}"/>
-          <geom name="box" type="box" size="{v["size"]}" friction="{v["friction"]}"/>
+          <geom name="box" type="box" size="{v["size"]}" friction="{v["friction"]}"
+              condim="{v["dims"]}" {soft}/>
         </body>
       </worldbody>
       <contact><exclude body1="a" body2="b"/><exclude body1="b" body2="c"/></contact>
@@ -151,6 +175,18 @@ def draw_values(rng: np.random.Generator) -> Values:
             values[name] = [x * rng.uniform(0.5, 1.8) for x in NOMINAL[name]]
     if rng.random() < 0.5:
         values["gravity"] = list(np.array([0, 0, -9.81]) + rng.uniform(-0.5, 0.5, 3))
+    for name in ("link_mass", "link_inertia", "kv", "solref", "timestep"):
+        if rng.random() < 0.3:
+            scale = rng.uniform(0.7, 1.4)
+            values[name] = [x * scale for x in NOMINAL[name]]
+    if rng.random() < 0.5:
+        values["loss"] = list(rng.choice([0.0, 1.0], 3) * rng.uniform(0, 0.1, 3))
+    if rng.random() < 0.3:
+        values["range"] = list(np.tile([-0.5, 0.5], 3) + np.repeat(rng.uniform(-0.3, 0.3, 3), 2))
+    if rng.random() < 0.3:
+        values["solimp"] = list(np.array([0.8, 0.9, 0.002]) + rng.uniform(0, 0.05, 3) * [1, 1, 0.02])
+    if rng.random() < 0.3:
+        values["margin"] = [rng.uniform(0, 0.002)]
     return {name: [float(x) for x in numbers] for name, numbers in values.items()}
 
 
@@ -160,6 +196,9 @@ def write_values(sim: BatchSim, env: int, values: Values) -> None:
     geom, tip = sim.model.geom("box").id, sim.model.geom("tip").id
     row = {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in values.items()}
     limit = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    bodies, geoms = slice(1, box), slice(1, geom + 1)
+    sim.per_env("body_mass")[env, bodies] = row["link_mass"][0]
+    sim.per_env("body_inertia")[env, bodies] = row["link_inertia"]
     sim.per_env("body_mass")[env, box] = row["mass"][0]
     sim.per_env("body_inertia")[env, box] = row["inertia"]
     sim.per_env("body_ipos")[env, box] = row["com"]
@@ -173,7 +212,14 @@ def write_values(sim: BatchSim, env: int, values: Values) -> None:
     sim.per_env("actuator_biasprm")[env, :, 1] = -row["gain"]
     sim.per_env("actuator_forcerange")[env] = row["force"] * limit
     sim.per_env("jnt_actfrcrange")[env, 2] = row["joint_force"] * limit
+    sim.per_env("actuator_biasprm")[env, :, 2] = -row["kv"]
+    sim.per_env("dof_frictionloss")[env, :3] = row["loss"]
+    sim.per_env("jnt_range")[env, :3] = row["range"].view(3, 2)
+    sim.per_env("geom_solref")[env, geoms] = row["solref"]
+    sim.per_env("geom_solimp")[env, geoms, :3] = row["solimp"]
+    sim.per_env("geom_margin")[env, geoms] = row["margin"][0]
     sim.per_env("opt.gravity")[env] = row["gravity"]
+    sim.per_env("opt.timestep")[env] = row["timestep"][0]
 
 
 def draw_state(rng: np.random.Generator, k: int) -> tuple[Tensor, Tensor]:
