@@ -1,6 +1,6 @@
 """How the order and number of results change what ADR decides, on a synthetic policy.
 
-    python benchmarks/adr_bias.py [--seeds 5] [--json]
+    python benchmarks/adr_bias.py [--seeds 3] [--json]
 
 Environments run side by side. In every control step an episode may earn a goal and may be lost;
 the chance to lose it grows with the distance of the drawn values from the nominal and falls while
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,13 @@ class World:
         """of the mean that each evaluation found"""
         self._sample = np.random.default_rng(0).random((256, len(RANGES)))
 
-    def run(self) -> World:
+    @property
+    def width(self) -> float:
+        """Mean width of the ranges."""
+        return float(np.ptp(self.curriculum.bounds, axis=1).mean())
+
+    def decisions(self) -> Iterator[int]:
+        """Train to the end; yields the step of each decision after it was taken."""
         self._begin(np.arange(len(self.bound)), 0)
         ended: list[np.ndarray] = []
         for step in range(1, self.steps + 1):
@@ -88,7 +95,7 @@ class World:
             if step % ROLLOUT == 0:
                 self._decide(ended, step)
                 ended = []
-        return self
+                yield step
 
     def _progress(self, step: int) -> float:
         return step / self.steps if self.learns else 1.0
@@ -120,14 +127,14 @@ class World:
             np.minimum.at(oldest, self.bound[running], self.ticket[running])
         self.evaluations += rows.shape[1]
         self.curriculum.scores[:] = np.nan
-        truth = self._truth(self._progress(step))
+        truth = self.true_scores(step)
         before = self.curriculum.bounds.copy()
         self.curriculum.decide([Records(bounds, tickets, scores.astype(float), oldest, after)])
         self._moved[(self.curriculum.bounds != before).ravel()] = (step + 1) * len(self.bound)
         errors = (self.curriculum.scores - truth).ravel()
         self.errors += errors[np.isfinite(errors)].tolist()
 
-    def _truth(self, progress: float) -> np.ndarray:
+    def true_scores(self, step: int) -> np.ndarray:
         """(P, 2) mean score at each bound, the other parameters drawn from their ranges."""
         low, high = self.curriculum.bounds.T
         values = np.broadcast_to(
@@ -135,7 +142,7 @@ class World:
         ).copy()
         for bound, at in enumerate(self.curriculum.bounds.flat):
             values[bound, :, bound // 2] = at
-        return mean_score(values, progress).mean(1).reshape(-1, 2)
+        return mean_score(values, self._progress(step)).mean(1).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -144,8 +151,6 @@ class Outcome:
 
     bias: float
     """mean over evaluations of the mean score found less the true one"""
-    spread: float
-    """standard deviation of the same"""
     width: float
     """mean width of the ranges at the end"""
     true_score: float
@@ -154,25 +159,73 @@ class Outcome:
     """boundary episodes spent until the mean width was `until`"""
 
 
-def outcome(
-    rule: str, buffer: int, seed: int, num_envs: int = 256, steps: int = 4000, until: float = 0.0, learns: bool=True,
-) -> Outcome:
-    world = World(rule, buffer, num_envs, steps, seed, learns)
-    reached: list[int] = []
-    decide = world._decide
+@dataclass(frozen=True)
+class Case:
+    """One training; see `World`."""
 
-    def watch(ended: list[np.ndarray], step: int) -> None:
-        decide(ended, step)
-        if not reached and _width(world) >= until:
-            reached.append(world.evaluations)
-
-    world._decide = watch  # type: ignore[method-assign]
-    world.run()
-    errors = np.array(world.errors)
-    score = float(world._truth(1.0).mean())
-    episodes = reached[0] if reached else None
-    return Outcome(float(errors.mean()), float(errors.std()), _width(world), score, episodes)
+    num_envs: int
+    buffer: int
+    learns: bool
+    steps: int = 2000
 
 
-def _width(world: World) -> float:
-    return float(np.ptp(world.curriculum.bounds, axis=1).mean())
+CASES = (Case(256, 20, False), Case(1024, 20, False), Case(256, 60, True))
+
+
+def outcome(rule: str, case: Case, seed: int, until: float = 0.5) -> Outcome:
+    """Train once under a rule."""
+    world = World(rule, case.buffer, case.num_envs, case.steps, seed, case.learns)
+    episodes = None
+    for _ in world.decisions():
+        if episodes is None and world.width >= until:
+            episodes = world.evaluations
+    score = float(world.true_scores(case.steps).mean())
+    return Outcome(float(np.mean(world.errors)), world.width, score, episodes)
+
+
+def results(seeds: int) -> list[dict[str, Any]]:
+    """One row per case and rule; of each figure the mean and the standard deviation over seeds."""
+    rows = []
+    for case in CASES:
+        for rule in RULES:
+            outcomes = [asdict(outcome(rule, case, seed)) for seed in range(seeds)]
+            row: dict[str, Any] = {**asdict(case), "rule": rule}
+            for key in outcomes[0]:
+                values = [one[key] for one in outcomes]
+                known = None not in values
+                row[key] = [float(np.mean(values)), float(np.std(values))] if known else None
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    keys = ("bias", "width", "true_score", "episodes")
+    lines = [
+        "| environments | m | policy | rule | bias | width | true score at the bounds | episodes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = " | ".join(_text(row[key], 0 if key == "episodes" else 2) for key in keys)
+        policy = "learns" if row["learns"] else "fixed"
+        lines.append(
+            f"| {row['num_envs']} | {row['buffer']} | {policy} | {row['rule']} | {figures} |"
+        )
+    return "\n".join(lines)
+
+
+def _text(value: list[float] | None, digits: int) -> str:
+    return "not reached" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="bias and cost of ADR's rules")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    rows = results(given.seeds)
+    print(json.dumps(rows) if given.json else table(rows))
+
+
+if __name__ == "__main__":
+    main()

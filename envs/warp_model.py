@@ -39,6 +39,7 @@ _NEEDED = {
     "geom_size": _GROUPS.FIXED,
     "body_inertia": _GROUPS.INERT0,
     "dof_armature": _GROUPS.INERT0,
+    "geom_margin": _GROUPS(0),  # an input of MuJoCo's own, whose bounding volumes Warp has not
 }
 # Where these are zero throughout the model, Warp compiles their effect away.
 _SWITCHES = {

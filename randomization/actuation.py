@@ -158,13 +158,10 @@ class Actuation:
     def hold(self, which: Tensor, position: Tensor) -> None:
         """Until the first target arrives the motors of `which` hold position (K or N, nu)."""
         tensors, position = self._tensors, position.float()
-        for name in ("received", "played"):
+        # commands are the joint's own angle by then; the first change is from where the joint is
+        for name in ("received", "played", "asked"):
             if name in tensors:
                 tensors[name] = merge(tensors[name], which, position)
-        if "asked" in tensors:
-            offset = self.encoder_offset
-            reading = position if offset is None else position + take(offset, which)
-            tensors["asked"] = merge(tensors["asked"], which, reading)
         if self._history is not None:
             self._history.fill(which, position)
         self._motors.hold(which, position)
@@ -209,10 +206,7 @@ class Actuation:
         late = (self._tensors["latency"] * substeps).ceil()  # (N, 1 or nu)
         whole = (late / substeps).floor()
         rest, ago = late - whole * substeps, whole.long()
-        if ago.shape[1] == 1:
-            newer, older = self._history.past(torch.cat((ago, ago + 1), 1)).unbind(1)
-        else:
-            newer, older = map(self._history.past_of_each, (ago, ago + 1))
+        newer, older = self._history.past(ago), self._history.past(ago + 1)
         substep = torch.arange(substeps, device=command.device)[:, None]
         return torch.where(substep < rest[:, None], older[:, None], newer[:, None])
 

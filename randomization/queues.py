@@ -18,7 +18,6 @@ class History:
 
     def __init__(self, length: int, num_envs: int, width: int, device: torch.device) -> None:
         self.rows = torch.zeros(length, num_envs, width, device=device)
-        self._envs = torch.arange(num_envs, device=device)[:, None]
 
     def push(self, row: Tensor) -> None:
         """A control step passes; row (N, width) is its value."""
@@ -32,15 +31,11 @@ class History:
             self.rows[:, which] = row.to(self.rows.dtype)
 
     def past(self, steps: Tensor) -> Tensor:
-        """What was pushed `steps` (N, S) pushes before the last: (N, S, width)."""
-        length, num_envs, width = self.rows.shape
-        where = steps * num_envs + self._envs
-        found = self.rows.view(length * num_envs, width).index_select(0, where.flatten())
-        return found.view(*steps.shape, width)
+        """What was pushed `steps` pushes before the last, (N, width).
 
-    def past_of_each(self, steps: Tensor) -> Tensor:
-        """As `past`, with one number of pushes for every column: (N, width) -> (N, width)."""
-        return self.rows.gather(0, steps[None])[0]
+        steps: int64, one number for every column (N, width) or for all of them (N, 1).
+        """
+        return self.rows.gather(0, steps.expand(self.rows.shape[1:])[None])[0]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"rows": self.rows.clone()}

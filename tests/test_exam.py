@@ -214,30 +214,34 @@ def test_run_and_policy_agree_and_the_policy_tells(run: Path) -> None:
 
 
 def test_what_is_there_is_not_done_again(run: Path) -> None:
-    two = answer_of("exam", run, *FEW, "--conditions", "nominal,nominal/short")
-    three = answer_of("exam", run, *FEW, "--conditions", "nominal,nominal/short,motor_dead")
+    policy, file = run / "policy.onnx", run / "policy.exam.json"
+    two = answer_of("exam", policy, *FEW, "--conditions", "nominal,nominal/short")
+    three = answer_of("exam", policy, *FEW, "--conditions", "nominal,nominal/short,motor_dead")
     assert three["conditions"][:2] == two["conditions"]  # to the second, so not played again
     longer = answer_of(
-        "exam", run, "--episodes", "7", "--seconds", "0.5", "--conditions", "nominal"
+        "exam", policy, "--episodes", "7", "--seconds", "0.5", "--conditions", "nominal"
     )
     assert [row["episodes"] for row in longer["conditions"]] == [7, 6, 6]
     assert longer["conditions"][1:] == three["conditions"][1:]
-    shorter = answer_of("exam", run, "--episodes", "7", "--seconds", "0.3", "--conditions", "suite")
+    shorter = answer_of(
+        "exam", policy, "--episodes", "7", "--seconds", "0.3", "--conditions", "suite"
+    )
     assert shorter["conditions"][0] == longer["conditions"][0]
     assert shorter["conditions"][1]["episode_seconds"] == 0.3
     # of another policy nothing is kept
-    content = json.loads((run / "exam.json").read_text())
-    (run / "exam.json").write_text(json.dumps({**content, "policy_sha256": "another"}))
-    fresh = answer_of("exam", run, *FEW, "--conditions", "nominal/short")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "policy_sha256": "another"}))
+    fresh = answer_of("exam", policy, *FEW, "--conditions", "nominal/short")
     assert len(fresh["conditions"]) == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_exam_that_was_ended_goes_on(run: Path, how: signal.Signals) -> None:
     options = ("--episodes", "40", "--seconds", "1", "--conditions", "suite")
-    command = [sys.executable, "-m", "widen.train", "exam", str(run), *options]
+    policy = run / "policy.onnx"
+    command = [sys.executable, "-m", "widen.train.cli", "exam", str(policy), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    file, until = run / "exam.json", time.monotonic() + 120
+    file, until = run / "policy.exam.json", time.monotonic() + 120
     while not file.exists() and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(how)
@@ -249,11 +253,10 @@ def test_an_exam_that_was_ended_goes_on(run: Path, how: signal.Signals) -> None:
         assert said.splitlines()[-1].startswith(
             f"interrupted; {len(before)} of 6 conditions are in"
         )
-    assert answer_of("verify", run / "policy.onnx")["contract"]["exam"] is None
-    after = answer_of("exam", run, *options)
+    after = answer_of("exam", policy, *options)
     assert after["conditions"][: len(before)] == before
     file.unlink()
-    whole = answer_of("exam", run, *options)
+    whole = answer_of("exam", policy, *options)
     assert [*map(numbers, after["conditions"])] == [*map(numbers, whole["conditions"])]
     assert not list(run.glob(".*tmp"))
 
@@ -301,8 +304,8 @@ def test_what_is_no_exam_is_not_overwritten(run: Path, content: str) -> None:
 
 
 def test_an_exam_of_an_older_version_is_replaced(run: Path) -> None:
-    (run / "exam.json").write_text('{"schema": "widen.exam/0", "conditions": 7}')
-    result = answer_of("exam", run, *FEW, "--conditions", "nominal/short")
+    (run / "policy.exam.json").write_text('{"schema": "widen.exam/0", "conditions": 7}')
+    result = answer_of("exam", run / "policy.onnx", *FEW, "--conditions", "nominal/short")
     assert [row["name"] for row in result["conditions"]] == ["nominal/short"]
 
 

@@ -44,8 +44,8 @@ def check_settings(policy: PolicyConfig, ppo: PPOConfig, num_envs: int) -> None:
         )
     if ppo.compile:
         raise ValueError(
-            "ppo.compile: policy.type=lstm has its own backward pass, and compiling all steps of a"
-            " sequence takes minutes; expected false"
+            "ppo.compile: not offered for policy.type=lstm, whose sequences have a backward pass of"
+            " their own; expected false"
         )
 
 
@@ -54,8 +54,8 @@ class LstmPolicy(HandPolicy):
 
     The memory reads the normalised observation; the hidden layers read both, the observation and
     the memory, so that a memory that has learned nothing yet is not in the way of reflexes. The
-    critic stays without memory: it sees the true state and the drawn parameters, which is all
-    that the actor could infer from the past, and costs a fraction so.
+    critic has none: it sees the true state and the drawn parameters, so nearly all that the past
+    could tell, and is much cheaper this way.
     """
 
     rollout_buffer_class = SequenceRolloutBuffer
