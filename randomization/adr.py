@@ -15,7 +15,7 @@ from .rolling import Rolling
 from .tickets import Tickets
 
 SIDES = ("low", "high")
-_RECENT = 10  # evaluations of each bound, on the average, that are called recent
+_RECENT = 10  # evaluations of each bound that are called recent
 
 
 class AdrConfig(BaseModel):
@@ -92,7 +92,7 @@ class ADR(Uniform):
         kind = Rolling if config.rule == "rolling" else Tickets
         self._results: Rolling | Tickets = kind(2 * len(self.ranges), config)
         self._evaluations = np.zeros((2 * len(self.ranges), 2), dtype=np.int64)
-        self._recent: deque[tuple[int, bool]] = deque(maxlen=_RECENT * max(1, len(self.movable)))
+        self._recent: list[deque[bool]] = [deque(maxlen=_RECENT) for _ in self._evaluations]
 
     @property
     def counts(self) -> np.ndarray:
@@ -108,10 +108,8 @@ class ADR(Uniform):
         return self.config.narrow_at
 
     def tallies(self) -> tuple[np.ndarray, np.ndarray]:
-        recent = np.zeros_like(self._evaluations)
-        for bound, failed in self._recent:
-            recent[bound] += 1, failed
-        return self._evaluations.copy(), recent
+        recent = [(len(failed), sum(failed)) for failed in self._recent]
+        return self._evaluations.copy(), np.array(recent, dtype=np.int64).reshape(-1, 2)
 
     def decide(self, records: Sequence[Records]) -> list[Move]:
         self._results.take(records)
@@ -135,7 +133,7 @@ class ADR(Uniform):
         self.scores[index, side] = verdict.mean
         failed = verdict.outwards <= 0
         self._evaluations[bound] += 1, failed
-        self._recent.append((bound, failed))
+        self._recent[bound].append(failed)
         if verdict.outwards == 0:
             return None
         old = float(self.bounds[index, side])
@@ -160,7 +158,7 @@ class ADR(Uniform):
             "num_moves": self.num_moves,
             "results": self._results.state_dict(),
             "evaluations": self._evaluations.tolist(),
-            "recent": [[bound, failed] for bound, failed in self._recent],
+            "recent": [list(failed) for failed in self._recent],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -182,5 +180,4 @@ class ADR(Uniform):
         self.num_moves = int(state["num_moves"])
         self._results.load_state_dict(state["results"])
         self._evaluations[:] = np.array(state["evaluations"], dtype=np.int64).reshape(-1, 2)
-        self._recent.clear()
-        self._recent.extend((int(bound), bool(failed)) for bound, failed in state["recent"])
+        self._recent = [deque(map(bool, failed), _RECENT) for failed in state["recent"]]

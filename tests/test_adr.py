@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from typing import Any
 
@@ -219,6 +220,9 @@ def test_step_0_holds_a_parameter_under_fixed_ranges_too() -> None:
     share=st.floats(0, 1),
     buffer=st.integers(1, 4),
     scores=st.lists(st.floats(0, 50), min_size=1, max_size=60),
+    how=st.sampled_from(
+        [("tickets", "published"), ("tickets", "sequential"), ("rolling", "published")]
+    ),
     seed=st.integers(0, 2**32),
 )
 def test_ranges_stay_in_order(
@@ -229,10 +233,14 @@ def test_ranges_stay_in_order(
     share: float,
     buffer: int,
     scores: list[float],
+    how: tuple[str, str],
     seed: int,
 ) -> None:
     what = Range("x", nominal, step, nominal - below, nominal + above)
-    curriculum = adr(what, buffer=buffer, evaluation_share=share, seed=seed)
+    rule, decision = how
+    curriculum = adr(
+        what, buffer=buffer, evaluation_share=share, seed=seed, rule=rule, decision=decision
+    )
     for score in scores:
         (value,) = curriculum.draw(np.array([0]))[0]
         low, high = curriculum.bounds[0]
@@ -243,4 +251,32 @@ def test_ranges_stay_in_order(
         for move in moves:
             assert move.new != move.old
             assert abs(move.new - move.old) <= step * (1 + 1e-9) + 1e-12
-    assert (curriculum.counts < buffer).all()
+        plain = curriculum.curriculum.state_dict()
+        assert json.dumps(json.loads(json.dumps(plain))) == json.dumps(plain)
+    assert (curriculum.counts < buffer + (rule == "rolling")).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 2), st.floats(0, 2), st.sampled_from([0.0, 0.1]), st.sampled_from([1, 3])
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_npd_is_the_mean_log_width_of_active_parameters(
+    parts: list[tuple[float, float, float, int]],
+) -> None:
+    ranges = [
+        Range(f"p{i}", 0.0, step, -2.0, 2.0, scale=scale)
+        for i, (*_, step, scale) in enumerate(parts)
+    ]
+    curriculum = adr(*ranges).curriculum
+    curriculum.bounds[:] = [[-below, above] for below, above, *_ in parts]
+    logs = [
+        math.log(max((below + above) / scale, 1e-3)) for below, above, step, scale in parts if step
+    ]
+    expected = sum(logs) / len(logs) if logs else math.log(1e-3)
+    assert curriculum.npd() == pytest.approx(expected)

@@ -307,7 +307,8 @@ CASES = [
     Case("eval folder", ("folder", "not a run folder")),
     Case("eval run --episodes 0", ("--episodes", "0")),
     Case("eval run --randomization currant", ("currant", "current")),
-    Case("eval run --randomization exam", ("exam", "current")),
+    Case("exam folder", ("folder", "not a run folder")),
+    Case("exam run --conditions wrench", ("wrench", "wrench_small")),
     # the monitor
     Case("monitor folder --once", ("folder", "not a run folder")),
     Case("monitor missing", ("missing", "not a run folder")),

@@ -112,6 +112,29 @@ def test_list(kind: str, name: str) -> None:
     assert all(row["name"] in human.out for row in rows)
 
 
+def test_list_of_parameters() -> None:
+    """All of the catalogue with what a user must know; people see them by kind."""
+    from widen.randomization.parameters import CATALOGUE
+
+    rows = answer_of("list", "parameters")
+    assert [row["name"] for row in rows] == list(CATALOGUE)
+    assert len(rows) >= 35
+    for row in rows:
+        assert row.keys() >= {"unit", "nominal", "limits", "step", "kind", "source", "summary"}
+        low, high = row["limits"]
+        assert low <= row["nominal"] <= high
+        assert low < high
+        assert row["step"] > 0
+        assert row["source"]
+        assert row["unit"]
+    lines = widen("list", "parameters").out.splitlines()
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        of_kind = [row["name"] for row in rows if row["kind"] == kind]
+        first = lines.index(f"{kind} ({len(of_kind)})") + 2
+        listed = [line.split()[0] for line in lines[first:] if line[:1].strip()]
+        assert listed[: len(of_kind)] == of_kind
+
+
 def test_train(trained: dict[str, Any], run: Path) -> None:
     contract = {"run", "steps", "seconds", "goals_mean", "npd", "bounds_moved", "policy"}
     assert contract <= trained.keys()

@@ -112,7 +112,9 @@ def test_pooled_boundaries_are_judged_as_by_one_process(results: list[dict[str, 
         parts = [two_ranks.records(rollout, part) for part in range(2)]
         joined = (np.concatenate([getattr(p, key) for p in parts]) for key in Records._fields[:3])
         oldest = np.minimum(parts[0].oldest, parts[1].oldest)
-        moves += [vars(move) for move in curriculum.decide([Records(*joined, oldest, parts[0].next)])]
+        moves += [
+            vars(move) for move in curriculum.decide([Records(*joined, oldest, parts[0].next)])
+        ]
         for result in results:
             assert result["decisions"][0][rollout] == curriculum.bounds.tolist()
     assert len(moves) >= 4

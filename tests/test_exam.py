@@ -56,7 +56,9 @@ def ranges(**bounds: tuple[float, float, float]) -> list[dict[str, Any]]:
 
 
 def test_the_conditions_of_a_task_with_an_object() -> None:
-    table = ranges(object_mass=(0.8, 1.0, 1.0), action_noise=(0.0, 0.0, 0.02))
+    back = 1.0 + 0.2 - 0.1 - 0.1  # not 1.0 to the last digit
+    assert back != 1.0
+    table = ranges(object_mass=(0.8, 1.0, back), action_noise=(0.0, 0.0, 0.02))
     plan = syllabus(table, 0.05, 20.0, 3.0, has_object=True)
     names = [c.name for c in plan.conditions]
     assert names[:3] == ["nominal", "held_out", "nominal/short"]

@@ -18,7 +18,9 @@ from widen.envs.sim import SimConfig
 from widen.envs.sim_cpu import CpuSim
 from widen.randomization import manual
 from widen.randomization.events import Event, LatencyStep, MotorDead, PoseLost, WrenchPulse
+from widen.randomization.parameters import CATALOGUE
 from widen.randomization.scripted import Script, Scripted
+from widen.train.exam_conditions import syllabus
 
 AT = 4
 
@@ -261,6 +263,31 @@ def test_another_seed_is_another_episode() -> None:
     assert not torch.equal(masses[0], masses[1])
 
 
+def test_every_parameter_can_be_examined_at_its_bounds() -> None:
+    """The whole catalogue at its limits, in as many scenes as that takes."""
+    table = [
+        {"name": what.name, "low": what.limits[0], "nominal": what.nominal, "high": what.limits[1]}
+        for what in CATALOGUE.values()
+    ]
+    plan = syllabus(table, 0.05, 20.0, 3.0, has_object=True)
+    bounds = [c.script for c in plan.conditions if c.group == "bounds"]
+    assert {name for script in bounds for name in script.ranges} == set(CATALOGUE)
+    scenes: dict[Any, list[Script]] = {}
+    for script in bounds:
+        key = script.contact_dims, "body_ipos" in script.model_fields
+        scenes.setdefault(key, []).append(script)
+    assert {dims for dims, _ in scenes} == {3, 4, 6}
+    for (dims, _), scripts in scenes.items():
+        env, world = world_of(*scripts, num_envs=2)
+        assert env.scene.model.geom_condim[env.scene.object_geoms[0]] == dims
+        for script in scripts:
+            world.play(script, 0)
+            env.reset()
+            for _ in range(2):
+                result = env.step(still(env))
+            assert torch.isfinite(result.obs["actor"]).all(), script
+
+
 # the held-out world
 
 
@@ -278,7 +305,7 @@ def normal_to(samples: Tensor, std: float) -> float:
 
 @pytest.fixture(scope="module")
 def held_out() -> tuple[BatchedEnv, Scripted]:
-    env, world = world_of(manual.held_out(True), num_envs=600)
+    env, world = world_of(manual.held_out(True), num_envs=300)
     env.reset()
     return env, world
 
@@ -309,14 +336,14 @@ def test_held_out_model_fields_have_the_published_distributions(held_out: Any) -
     assert uniform_to(factor(env, "geom_friction", (hand, 0)), 0.7, 1.3) < FAR
     damping = torch.stack([factor(env, "dof_damping", (int(d),)) for d in dofs], 1)
     assert uniform_to(damping.log(), math.log(0.3), math.log(3.0)) < FAR
-    assert uniform_to(damping, 0.3, 3.0) > 10  # and not uniform
+    assert uniform_to(damping, 0.3, 3.0) > 5  # and not uniform
     gain = torch.stack([factor(env, "actuator_gainprm", (j, 0)) for j in range(nu)], 1)
     assert uniform_to(gain.log(), math.log(0.75), math.log(1.5)) < FAR
     bias = torch.stack([factor(env, "actuator_biasprm", (j, 1)) for j in range(nu)], 1)
     assert torch.allclose(bias, gain)
     for drawn in (damping, gain):  # joint by joint
         together = torch.corrcoef(drawn.log().T) - torch.eye(nu)
-        assert together.abs().max() < 0.2
+        assert together.abs().max() < 0.3
     gravity = env.sim.per_env("opt.gravity") - torch.tensor(env.scene.model.opt.gravity)
     assert all(normal_to(gravity[:, axis], 0.4) < FAR for axis in range(3))
     joints = env.scene.model.dof_jntid[dofs]
@@ -364,8 +391,8 @@ def test_held_out_backlash_is_the_catalogues_play(held_out: Any) -> None:
     _, world = held_out
     layer = world._layers[2]
     assert isinstance(layer, manual.ManualBacklash)
-    start = torch.zeros(600, 16)
-    layer._effect.hold(torch.arange(600), start.double())
+    start = torch.zeros(300, 16)
+    layer._effect.hold(torch.arange(300), start.double())
     up, down = layer.target(start + 0.3), layer.target(start - 0.3)
     gap = (0.6 - (up - down)).double()  # lost on the way back
     assert normal_to((gap[:, 0] / 0.01).log(), 0.3) < FAR

@@ -133,7 +133,9 @@ def test_a_damaged_line_is_named(run):
         '{"kind":"move"}\n',
     ):
         run.adr_log.write_text(damage)
-        with pytest.raises(ValueError, match=r"adr\.jsonl: expected an interval, a move or a diagnosis"):
+        with pytest.raises(
+            ValueError, match=r"adr\.jsonl: expected an interval, a move or a diagnosis"
+        ):
             read_log(run.adr_log)
 
 

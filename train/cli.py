@@ -315,12 +315,21 @@ def list_names(
 
 
 @app.command()
-def bench(as_json: Json = False) -> None:
+def bench(
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="Also what each parameter costs: 3 minutes more.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Measure the throughput of this machine, layer by layer."""
     from .bench import bench as measure
     from .bench import render
+    from .bench_cost import parameter_costs
 
-    show.emit(measure(), as_json, lambda result: show.console().print(render(result)))
+    result = measure()
+    if parameters:
+        result["parameters"] = parameter_costs()
+    show.emit(result, as_json, lambda result: show.console().print(render(result)))
 
 
 if __name__ == "__main__":

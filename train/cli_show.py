@@ -135,9 +135,13 @@ def run(result: dict[str, Any]) -> None:
 
 
 def names(rows: list[dict[str, Any]]) -> None:
-    """A table of what a person chooses by; --json tells the rest."""
+    """A table of what a person chooses by, one for each kind; --json tells the rest."""
     columns = [key for key in ("name", "unit", "nominal", "limits", "summary") if key in rows[0]]
-    table([{key: _short(row[key]) for key in columns} for row in rows])
+    for kind in dict.fromkeys(row.get("kind") for row in rows):
+        of_kind = [row for row in rows if row.get("kind") == kind]
+        if kind is not None:
+            print(f"{kind} ({len(of_kind)})")
+        table([{key: _short(row[key]) for key in columns} for row in of_kind])
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -185,7 +186,8 @@ def _bounds(
         unit = "" if (what := find(row["name"])).unit in ("x", "1") else f" {what.unit}"
         for side in ("low", "high"):
             name, value = f"{what.name}/{side}", row[side]
-            if value == row["nominal"]:
+            # a bound that came back is not back to the last digit
+            if math.isclose(value, row["nominal"], rel_tol=1e-9, abs_tol=1e-12):
                 unmoved.append(name)
                 continue
             summary = f"{what.name} {value:.4g}{unit}"

@@ -20,9 +20,10 @@ from .ranks import Ranks
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 _CLIP = 10.0
-# A reading that never moved so far, such as a drawn parameter before the curriculum widens it,
-# has no variance; dividing by it would turn its first small move into a jump to the clip.
-_MIN_STD = 1e-2
+# A drawn parameter that the curriculum has just begun to widen has next to no variance so far, and
+# dividing by it would turn small moves into jumps to the clip. What the networks see is of the size
+# of 1 before it comes here.
+_MIN_STD = 0.1
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -50,7 +51,7 @@ class PolicyConfig(BaseModel):
 
 
 class Normalizer(nn.Module):
-    """x -> clip((x - mean) / max(std, 0.01), -10, 10), with statistics of all rows ever shown.
+    """x -> clip((x - mean) / max(std, 0.1), -10, 10), with statistics of all rows ever shown.
 
     Until the first `update` it only clips. Statistics are kept in float64 and merged batch by
     batch (Chan, Golub, LeVeque 1979), so the result does not depend on how rows were grouped.

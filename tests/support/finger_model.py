@@ -184,7 +184,9 @@ def draw_values(rng: np.random.Generator) -> Values:
     if rng.random() < 0.3:
         values["range"] = list(np.tile([-0.5, 0.5], 3) + np.repeat(rng.uniform(-0.3, 0.3, 3), 2))
     if rng.random() < 0.3:
-        values["solimp"] = list(np.array([0.8, 0.9, 0.002]) + rng.uniform(0, 0.05, 3) * [1, 1, 0.02])
+        values["solimp"] = list(
+            np.array([0.8, 0.9, 0.002]) + rng.uniform(0, 0.05, 3) * [1, 1, 0.02]
+        )
     if rng.random() < 0.3:
         values["margin"] = [rng.uniform(0, 0.002)]
     return {name: [float(x) for x in numbers] for name, numbers in values.items()}
