@@ -308,7 +308,7 @@ CASES = [
     Case("eval run --episodes 0", ("--episodes", "0")),
     Case("eval run --randomization currant", ("currant", "current")),
     Case("exam folder", ("folder", "not a run folder")),
-    Case("exam run --conditions wrench", ("wrench", "wrench_small")),
+    Case("exam run --conditions motor_ded", ("motor_ded", "motor_dead")),
     # the monitor
     Case("monitor folder --once", ("folder", "not a run folder")),
     Case("monitor missing", ("missing", "not a run folder")),
