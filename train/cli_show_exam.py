@@ -9,14 +9,16 @@ from . import cli_show as show
 
 def table(result: dict[str, Any]) -> None:
     """Every condition with its intervals, and how it compares with the nominal one."""
-    means = {row["name"]: row["goals_mean"] for row in result["conditions"]}
+    nominal = {
+        (row["name"], row["episode_seconds"]): row["goals_mean"] for row in result["conditions"]
+    }
     # what a condition is stands in the file: with it a row would not fit a terminal of 80 columns
     rows = [
         {
             "condition": row["name"],
             "length": f"{row['episode_seconds']:g} s",
             "goals": f"{row['goals_mean']:.2f} {_interval(row['goals_ci'], 2)}",
-            "nominal": _relative(row, means),
+            "nominal": _relative(row, nominal),
             "dropped %": _percent(row["drop_rate"], row["drop_ci"]),
         }
         for row in result["conditions"]
@@ -54,9 +56,9 @@ def _percent(rate: float, ends: list[float]) -> str:
     return f"{100 * rate:.0f} {_interval([100 * end for end in ends], 0)}"
 
 
-def _relative(row: dict[str, Any], means: dict[str, float]) -> str:
+def _relative(row: dict[str, Any], means: dict[tuple[str, float], float]) -> str:
     """Goals as a share of those in the nominal condition of equal length and simulation."""
-    nominal = means.get(row["reference"])
+    nominal = means.get((row["reference"], row["episode_seconds"]))
     if row["name"] == row["reference"] or not nominal:
         return ""
     return f"{100 * row['goals_mean'] / nominal:.0f} %"

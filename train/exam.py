@@ -61,10 +61,11 @@ def examine(
     """
     order = {condition.name: i for i, condition in enumerate(plan.conditions)}
     keys = {c.name: row_key(candidate, c, episodes) for c in chosen}
-    file.keep(order, keys)
+    backend = resolve_backend(candidate.sim)
+    file.keep(order, keys, backend)
     about = {
         "policy": candidate.name,
-        "backend": resolve_backend(candidate.sim),
+        "backend": backend,
         "unmoved": list(plan.unmoved),
     }
     done = [c for c in chosen if keys[c.name] in file.rows]
@@ -84,7 +85,7 @@ def examine(
                 continue
             row = examine_in(trial, world, condition, episodes)
             key = keys[condition.name]
-            file.rows[key] = {**row, "key": key}
+            file.rows[key] = {**row, "backend": backend, "key": key}
             content = file.write(about, order)
             count += 1
             told(count, len(chosen), file.rows[key])

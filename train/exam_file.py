@@ -43,17 +43,20 @@ class ExamFile:
         except OSError as error:
             raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
 
-    def keep(self, names: Collection[str], wanted: Mapping[str, str]) -> None:
+    def keep(self, names: Collection[str], wanted: Mapping[str, str], backend: str) -> None:
         """Forget rows of conditions that there are no more, or that will have another key.
 
         Args:
             names: of all conditions.
             wanted: name of a condition -> key.
+            backend: rows of another one are forgotten: a file tells of one.
         """
         self.rows = {
             key: row
             for key, row in self.rows.items()
-            if row["name"] in names and wanted.get(row["name"], key) == key
+            if row["name"] in names
+            and row["backend"] == backend
+            and wanted.get(row["name"], key) == key
         }
 
     def write(self, about: Mapping[str, Any], order: Mapping[str, int]) -> dict[str, Any]:
