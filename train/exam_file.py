@@ -55,7 +55,7 @@ class ExamFile:
             key: row
             for key, row in self.rows.items()
             if row["name"] in names
-            and row["backend"] == backend
+            and row.get("backend") == backend
             and wanted.get(row["name"], key) == key
         }
 
