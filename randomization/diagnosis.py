@@ -164,10 +164,10 @@ class _Strata:
         depth = np.divide(sums - mean, error, where=error > 0, out=np.zeros(len(one)))
         means = single[1] / np.maximum(single[0], 1)
         found = []
-        for i in np.argsort(-depth)[:MOST_PAIRS]:
+        for i in np.argsort(-depth)[:MOST_PAIRS].tolist():
             if depth[i] < critical:
                 break
-            (a, first), (b, second) = names[one[i]], names[other[i]]
+            (a, first), (b, second) = names[int(one[i])], names[int(other[i])]
             least = min(means[one[i]], means[other[i]])
             fails = passes_above is not None and bool(mean[i] <= passes_above < least)
             found.append(
