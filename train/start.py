@@ -17,7 +17,7 @@ from .checkpoint import (
 )
 from .config import RunConfig, dump_config
 from .ranks import Ranks
-from .run_folder import RunFolder, default_path
+from .run_folder import RunFolder, default_path, read_log
 from .runner import Runner
 
 
@@ -62,8 +62,8 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
     if not resume or run_dir is None:
         return Runner(config, None, ranks)
     run = RunFolder.open(run_dir)
-    if not list_checkpoints(run):
-        # it ended before the first one; with its own seed it begins as it did
+    if not list_checkpoints(run) and _before_first_checkpoint(run, config):
+        # with its own seed it begins as it did
         check_same_config(run.read_config(), dump_config(config), run.config)
         return Runner(config, run, ranks)
     path = latest_checkpoint(run)
@@ -77,6 +77,14 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
     if ranks.first and parts != ranks.world:
         print(_changed(parts, ranks.world), file=sys.stderr)
     return runner
+
+
+def _before_first_checkpoint(run: RunFolder, config: RunConfig) -> bool:
+    """Whether a run without a checkpoint never had one; else somebody removed them."""
+    intervals = read_log(run.adr_log).intervals
+    done = intervals[-1]["iteration"] if intervals else 0
+    # an iteration is logged before it is saved
+    return done <= min(config.checkpoint.every, config.ppo.iterations) and not run.policy.exists()
 
 
 def _settle_in(runner: Runner, path: Path) -> None:
