@@ -233,7 +233,10 @@ class BatchedEnv:
         episodes = Episodes(counted, *totals, terminated)
         obs, which = final_obs, self._which(ended)
         if self.masked or len(which):
-            self.perturbation.end(which, take(self.score, which), take(counted, which))
+            # one that diverged is judged by what it reached: bounds that break the simulation would
+            # else be judged by their survivors
+            judged = self.counted & ended
+            self.perturbation.end(which, take(self.score, which), take(judged, which))
             self._begin(which)
             obs = self._observe_fresh(which, final_obs)
         return StepResult(obs, reward, terminated, truncated, final_obs, episodes, terms)

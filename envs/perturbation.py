@@ -52,8 +52,8 @@ class Perturbation(Protocol):
         Args:
             which: the environments.
             scores: (K or N,), goals reached; the caller's own array, to be read now.
-            counted: (K or N,) bool, False for a first episode cut short by staggering or for one
-                that diverged: its score says nothing about the policy.
+            counted: (K or N,) bool, False for a first episode cut short by staggering, whose score
+                says nothing about the policy. One that diverged counts with what it had reached.
         """
         ...
 

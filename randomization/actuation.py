@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ ACTUATION = (
             "delay from policy to motors, in fractions down to one simulation step",
             "[X] found 1.5, [R] milliseconds per actuator"),
     effect("actuation", "action_latency_spread", "control steps", 0.5, 0.01,
-            "std of each motor's delay around the common one, new in every episode",
+            "std of each motor's delay around the common one, cut off at 0, new in every episode",
             "[R] a latency of its own for every actuator"),
     effect("actuation", "action_repeat", "1", 0.5, 0.01,
             "probability in every step that the command is lost and the last one stays",
@@ -73,7 +74,8 @@ class Actuation:
 
     Backlash is the play operator with a gap of 2 r, p' = max(t - r, min(t + r, p)), which begins
     in the middle of the gap (Brokate and Sprekels, Hysteresis and Phase Transitions, 1996, section
-    2.1). It commutes with delays, so its place before the queue stands for the joint's own.
+    2.1), with the same gap at every joint of a hand. It is play of the command: inside the gap a
+    load cannot move the joint. It commutes with the queue's delay.
 
     Args:
         most: largest value of every parameter that varies, by name; sizes the queue.
@@ -110,7 +112,8 @@ class Actuation:
         if spread is not None or "action_latency" in most:
             # float64: whether a latency of a whole number of substeps is met must not be rounded
             allocate("latency", 1 if spread is None else num_joints, torch.float64)
-            length = int(self._most_latency) + 2
+            # `_late` rounds up to whole substeps and looks one step further back
+            length = math.ceil(self._most_latency) + 2
             self._history = History(length, num_envs, num_joints, plant.generator.device)
         self._motors = Motors(most, plant)
 

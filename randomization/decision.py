@@ -58,7 +58,8 @@ def sequential(
 
     and each test keeps its first answer. Above `widen_at` widens, below `narrow_at` narrows, and
     between them the bound stays. A mean at least `half_width` from both thresholds is misjudged
-    with probability `error` at most, as far as results are normal and the variance is right.
+    with probability `error` at most (twice that between the thresholds, where both tests must be
+    right), as far as results are normal and the variance is right.
     (M. Sobel and A. Wald, "A sequential decision procedure for choosing one of three hypotheses
     concerning the unknown mean of a normal distribution", Annals of Mathematical Statistics 20,
     1949, 502-522.)

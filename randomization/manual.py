@@ -1,7 +1,7 @@
 """The manual randomization of "Learning Dexterous In-Hand Manipulation" as a held-out world.
 
 [D] is arXiv 1808.00177: the world in which, with ranges tuned by hand, policies were trained that
-worked on a real hand. Nothing in widen trains on it; by it curricula are compared. docs/exam.md
+worked on a real hand. Nothing in widen trains on this distribution; by it curricula are compared. docs/exam.md
 lists what is taken from [D] and what has no counterpart here.
 
 Ranges that [D] draws uniformly are ordinary scripted ranges. What it draws otherwise is written
@@ -138,7 +138,8 @@ class ManualForces(Layer):
         super().__init__(plant)
         device, share = plant.sim.device, plant.control_dt / STEP
         self._share, self._decay = share, DECAY**share
-        self._std = PUSH * float(plant.sim.model.body_mass[plant.parts.object_body])
+        # live: the object's mass is drawn, too
+        self._mass = plant.sim.per_env("body_mass")[:, plant.parts.object_body, None]
         self._odds = torch.zeros(plant.num_envs, 1, device=device, dtype=torch.float64)
         self._wrench = torch.zeros(plant.num_envs, 6, device=device)
 
@@ -148,7 +149,7 @@ class ManualForces(Layer):
         put(self._wrench, which, 0.0)
 
     def wrench(self) -> Tensor:
-        new = self._std * normal(self.plant, self.plant.num_envs, 3).float()
+        new = PUSH * self._mass.float() * normal(self.plant, self.plant.num_envs, 3).float()
         push = uniform(self.plant, self.plant.num_envs, 1) < self._odds
         force = torch.where(push, new, self._decay * self._wrench[:, :3])
         self._wrench = torch.cat((force, torch.zeros_like(force)), -1)

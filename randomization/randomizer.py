@@ -282,6 +282,7 @@ class Randomizer:
         """See `Perturbation.state_dict`. Model fields are in the simulation's own state."""
         return {
             "shared": self.shared_state(),
+            "ends": self._ends,
             "draws": self._draws.state_dict(),
             "episodes": self._episodes.state_dict(),
             "values": self.values.clone(),
@@ -297,6 +298,7 @@ class Randomizer:
             ValueError: the state is of other parameters or another number of environments.
         """
         self.load_shared_state(state["shared"])
+        self._ends = int(state["ends"])
         self._draws.load_state_dict(state["draws"])
         self._episodes.load_state_dict(state["episodes"])
         self.values.copy_(state["values"])

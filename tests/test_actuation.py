@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from plants import JOINTS, begin, held, make
+from plants import JOINTS, begin, held, make, plant
 from torch import Tensor
 
 from widen.envs.batched import BatchedEnv, EnvConfig
@@ -88,6 +88,17 @@ def test_fault_4_every_latency_within_the_limits_is_still_in_the_queue(scene: Sc
         RandomizationConfig.model_validate(
             {"parameters": {"action_latency": {"limits": [0.0, common + 0.1]}}}
         ).ranges()
+
+
+@pytest.mark.parametrize("substeps", [1, 3])
+@pytest.mark.parametrize("most", [0.1, 1.9, 2.8, 3.0])
+def test_fault_4_a_config_may_end_latency_anywhere(
+    scene: Scene, most: float, substeps: int
+) -> None:
+    made = Actuation({"action_latency": most}, plant(scene, 2))
+    begin(made, torch.arange(2), action_latency=most)
+    late = arrivals(made, 2, substeps)
+    assert (late == math.ceil(most * substeps - 1e-9) / substeps).all()
 
 
 def test_every_motor_has_its_own_latency(scene: Scene) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from widen.envs.batched import BatchedEnv, EnvConfig
+from widen.envs.perturbation import NoPerturbation
 from widen.envs.rotations import quat_angle
 from widen.envs.sim import SimConfig
 
@@ -151,6 +152,29 @@ def test_a_diverged_environment_leaves_the_others_alone() -> None:
         assert 1 not in b.episodes.rows()["env_ids"].tolist()
     assert bad.divergences >= 1
     assert good.divergences == 0
+
+
+def test_one_that_diverged_is_judged_by_what_it_reached() -> None:
+    """Else a bound that breaks the simulation would be judged by its survivors."""
+    told: list[tuple[list[int], list[float], list[bool]]] = []
+
+    class Listening(NoPerturbation):
+        def end(self, which: torch.Tensor, scores: torch.Tensor, counted: torch.Tensor) -> None:
+            told.append((which.tolist(), scores.tolist(), counted.tolist()))
+
+    env = BatchedEnv(
+        "cube_rotate",
+        config=EnvConfig(num_envs=3),
+        sim=SimConfig(backend="cpu", threads=1),
+        perturbation=Listening(),
+    )
+    env.reset()
+    env.step(torch.zeros(3, 16))
+    env.score[1] = 2.0
+    env.sim.qvel[1, :] = 1e12
+    result = env.step(torch.zeros(3, 16))
+    assert told == [([1], [2.0], [True])]
+    assert not result.episodes.counted.any()  # statistics of the policy are another matter
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
 from same_runs import assert_equal, log, newest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -101,3 +102,17 @@ def test_signal_ends_the_run_saved_and_resumable(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     last = [line for line in log(run) if line["kind"] == "interval"][-1]
     assert newest(run)["steps"] == last["steps"]
+
+
+def test_what_a_resume_changes_is_what_the_next_goes_on_from(tmp_path: Path) -> None:
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(CONFIG % 1)
+    train(config, run)
+    exported = (run / "policy.onnx").stat().st_mtime_ns
+    train(config, run, "ppo.iterations=2", "checkpoint.every=7", "--resume")
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert (kept["ppo"]["iterations"], kept["checkpoint"]["every"]) == (2, 7)
+    assert (run / "policy.onnx").stat().st_mtime_ns > exported
+    policy = (run / "policy.onnx").read_bytes()
+    train(run / "config.yaml", run, "--resume")  # there is nothing left to train
+    assert (run / "policy.onnx").read_bytes() == policy

@@ -99,14 +99,12 @@ def _trial_sim(sim: SimConfig, backend: str | None) -> SimConfig:
 
 
 def _of_file(policy: OnnxPolicy, backend: str | None) -> Candidate:
-    import hashlib
-
     from .candidate import Candidate
 
     contract, config = policy.contract, _training_config(policy)
     return Candidate(
         str(policy.path),
-        hashlib.sha256(policy.path.read_bytes()).hexdigest(),
+        _digest(policy),
         contract.task,
         contract.hand,
         contract.object,
@@ -140,6 +138,18 @@ def _onnx_step(policy: OnnxPolicy, env: BatchedEnv) -> Step:
         return env.step_target(*(torch.from_numpy(a).to(env.device) for a in (target, action)))
 
     return step
+
+
+def _digest(policy: OnnxPolicy) -> str:
+    """Of graph and contract, without what an exam has written there."""
+    import hashlib
+    import json
+
+    import onnx
+
+    graph = onnx.load(policy.path).graph.SerializeToString(deterministic=True)
+    about = {key: value for key, value in policy.contract.as_dict().items() if key != "exam"}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode() + graph).hexdigest()
 
 
 def _training_config(policy: OnnxPolicy) -> RunConfig:

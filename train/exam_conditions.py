@@ -192,7 +192,9 @@ def _bounds(
                 continue
             summary = f"{what.name} {value:.4g}{unit}"
             script = Script.held(**{what.name: value})
-            found.append(Condition(name, "bounds", summary, script, steps, reference))
+            # control steps stretch with the time step; the episode shall last as long
+            length = round(steps / value) if what.name == "time_step" else steps
+            found.append(Condition(name, "bounds", summary, script, length, reference))
     return found, tuple(unmoved)
 
 

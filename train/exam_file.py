@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from .files import write_whole
 
 SCHEMA = "widen.exam/1"
 """Changes when the same name of a condition comes to mean another world."""
@@ -77,16 +78,7 @@ class ExamFile:
             "conditions": rows,
             "seconds": round(sum(row["wall_seconds"] for row in rows), 3),
         }
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(self.path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
         return content
 
 
@@ -103,7 +95,9 @@ def read_exam(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         content = None
     schema = content.get("schema") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not str(schema).startswith("widen.exam/"):
+    rows = content.get("conditions") if isinstance(content, dict) else None
+    whole = isinstance(rows, list) and all(isinstance(x, dict) and "key" in x for x in rows)
+    if not isinstance(content, dict) or not str(schema).startswith("widen.exam/") or not whole:
         raise ValueError(f"{path} exists and is no exam of widen: expected to move it away")
     return content if schema == SCHEMA else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -31,12 +31,15 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     beside = path.with_name(f"{path.name}.tmp")
     try:
-        with naming(path), open(beside, "wb", buffering=0) as file:
+        with open(beside, "wb", buffering=0) as file:
             _write_all(file.fileno(), content)
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:  # a signal, too, must not leave what takes up a full disk
-        beside.unlink(missing_ok=True)
+    except BaseException as error:  # a signal, too, must not leave what takes up a full disk
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 

@@ -394,5 +394,4 @@ class WidenPPO(PPO):
             self.generator.set_state(own["generator"].cpu())
             self._last_obs = {key: x.to(self.device) for key, x in own["last_obs"].items()}
             self._last_episode_starts = own["last_episode_starts"].to(self.device)
-            # checkpoints from before policies had memory lack it
-            self._state = tuple(x.to(self.device) for x in own.get("policy_state", ()))
+            self._state = tuple(x.to(self.device) for x in own["policy_state"])

@@ -81,14 +81,14 @@ class RunFolder:
                 "or --resume to go on with that run"
             )
         environment = json.dumps(_environment(config.get("seed")) | about, indent=2) + "\n"
-        resolved = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         try:
             write_whole(run.environment, environment.encode())
             run.checkpoints.mkdir()
             # Last, because it is what makes the folder a run.
-            write_whole(run.config, resolved.encode())
+            run.write_config(config)
         except BaseException:
             # what is no run would be in the way of the next attempt
+            run.config.unlink(missing_ok=True)
             run.environment.unlink(missing_ok=True)
             if run.checkpoints.is_dir():
                 run.checkpoints.rmdir()
@@ -137,6 +137,15 @@ class RunFolder:
         if not isinstance(config, dict):
             raise ValueError(f"{self.config}: expected a mapping, got {type(config).__name__}")
         return config
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Put a resolved config, as `create` takes it, in place of the one before.
+
+        Raises:
+            OSError: it cannot be written; the one before stays.
+        """
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        write_whole(self.config, text.encode())
 
     def read_environment(self) -> dict[str, Any]:
         """Empty when the file is missing or unreadable: nothing but the display depends on it."""

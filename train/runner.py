@@ -82,7 +82,7 @@ class Runner:
             device=self.env.device,
             ranks=self.ranks,
         )
-        self.seconds, self._saved_steps = 0.0, 0
+        self.seconds, self._saved_steps, self._trained = 0.0, 0, False
 
     @property
     def policy(self) -> HandPolicy:
@@ -178,6 +178,7 @@ class Runner:
         total, left = self.config.ppo.iterations, self.config.ppo.iterations - self.ppo.iteration
         if left <= 0:
             return 0
+        self._trained = True
         with ProgressDisplay(total) if self.ranks.first else nullcontext() as display:
 
             def report(interval: Line, others: Sequence[Line]) -> None:
@@ -198,12 +199,14 @@ class Runner:
             with stop_when_saved(self.ranks):
                 rollout = self.ppo.n_steps * self.ppo.n_envs * self.ranks.world
                 self.ppo.learn(left * rollout, callback, reset_num_timesteps=self.steps == 0)
-        return callback.stopped
+        # a signal may have come while the last iteration was being saved
+        return callback.stopped or self.ranks.stop_requested
 
     def _finish(self, export: Export) -> dict[str, Any]:
         """Write policy.onnx and try the deterministic policy in the nominal world."""
         assert self.run is not None
-        export(self, self.run.policy)
+        if self._trained or not self.run.policy.is_file():  # else an exam's summary would be lost
+            export(self, self.run.policy)
         result = self.evaluate(self.config.evaluation.episodes)
         goals = {key: result[key] for key in ("goals_mean", "goals_median", "drop_rate")}
         return {**goals, "policy": str(self.run.policy)}

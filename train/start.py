@@ -15,7 +15,7 @@ from .checkpoint import (
     load_checkpoint,
     reading,
 )
-from .config import RunConfig, dump_config
+from .config import RunConfig, dump_config, parse_config
 from .ranks import Ranks
 from .run_folder import RunFolder, default_path, read_log
 from .runner import Runner
@@ -62,7 +62,7 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
     if not resume or run_dir is None:
         return Runner(config, None, ranks)
     run = RunFolder.open(run_dir)
-    if not list_checkpoints(run) and _before_first_checkpoint(run, config):
+    if not list_checkpoints(run) and _before_first_checkpoint(run):
         # with its own seed it begins as it did
         check_same_config(run.read_config(), dump_config(config), run.config)
         return Runner(config, run, ranks)
@@ -79,12 +79,13 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
     return runner
 
 
-def _before_first_checkpoint(run: RunFolder, config: RunConfig) -> bool:
+def _before_first_checkpoint(run: RunFolder) -> bool:
     """Whether a run without a checkpoint never had one; else somebody removed them."""
+    config = parse_config(run.read_config(), str(run.config))
     intervals = read_log(run.adr_log).intervals
     done = intervals[-1]["iteration"] if intervals else 0
     # an iteration is logged before it is saved
-    return done <= min(config.checkpoint.every, config.ppo.iterations) and not run.policy.exists()
+    return done <= min(config.checkpoint.every, config.ppo.iterations) and not run.policy.is_file()
 
 
 def _settle_in(runner: Runner, path: Path) -> None:
@@ -94,6 +95,8 @@ def _settle_in(runner: Runner, path: Path) -> None:
     elif runner.run is not None or _restarted(RunFolder(path)):
         runner.run = RunFolder.open(path)
         runner.run.rewind(runner.steps)
+        # what may change on a resume, as the iterations, is what the next one goes on from
+        runner.run.write_config(dump_config(runner.config))
     else:
         runner.run = RunFolder.create(
             path,
