@@ -20,6 +20,7 @@ from widen.envs.perturbation import Readings
 from widen.envs.rows import count, put, take
 
 from .actuation import Actuation
+from .adversary import object_mass
 from .parameter import Plant
 from .scripted import Layer, Script, nominal_field
 
@@ -138,8 +139,7 @@ class ManualForces(Layer):
         super().__init__(plant)
         device, share = plant.sim.device, plant.control_dt / STEP
         self._share, self._decay = share, DECAY**share
-        # live: the object's mass is drawn, too
-        self._mass = plant.sim.per_env("body_mass")[:, plant.parts.object_body, None]
+        self._mass = object_mass(plant)
         self._odds = torch.zeros(plant.num_envs, 1, device=device, dtype=torch.float64)
         self._wrench = torch.zeros(plant.num_envs, 6, device=device)
 
