@@ -131,7 +131,7 @@ class Adversary:
             self._tensors["push"] = torch.zeros(num_envs, 3, device=device)
             self._decay = PULSE_DECAY ** (plant.control_dt / PULSE_INTERVAL)
         if "adversary_wrench" in most or "pulse_force" in most:
-            self.object_mass = object_mass(plant)
+            self._mass = object_mass(plant)
             self._arms = torch.tensor([1.0] * 3 + [_half_size(plant)] * 3, device=device)
 
     def _make_senses(self, plant: Plant) -> None:
@@ -184,7 +184,7 @@ class Adversary:
         if "push" in self._tensors:
             push = torch.nn.functional.pad(self._push(), (0, 3))
             wrench = push if wrench is None else wrench + push
-        return changed, None if wrench is None else wrench * self.object_mass.float()
+        return changed, None if wrench is None else wrench * self._mass.float()
 
     def _sense(self, asked: Tensor) -> Tensor:
         """(N, inputs) of about unit size."""
@@ -227,9 +227,9 @@ def object_mass(plant: Plant) -> Tensor:
     """The object's mass in kg: (N, 1), live, where it is randomized, else (1, 1)."""
     body = plant.parts.object_body
     try:
-        return plant.sim.per_env("bodyobject_mass")[:, body : body + 1]
+        return plant.sim.per_env("body_mass")[:, body : body + 1]
     except KeyError:
-        mass = float(plant.scene.model.bodyobject_mass[body])
+        mass = float(plant.scene.model.body_mass[body])
         return torch.full((1, 1), mass, device=plant.generator.device)
 
 
