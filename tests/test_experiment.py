@@ -44,7 +44,7 @@ def test_table_and_plot_of_known_numbers(script: SimpleNamespace, tmp_path: Path
             finished(runs, curriculum, seed, goals + (seed - 1))
     docs.mkdir()
     (docs / "experiment.md").write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n")
-    command = [sys.executable, str(SCRIPT), "--only", "table"]
+    command = [sys.executable, str(SCRIPT), "--only", "table", "--seeds", "1", "2"]
     command += ["--runs", str(runs), "--docs", str(docs)]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
