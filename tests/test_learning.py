@@ -36,7 +36,7 @@ def test_fingertip_reach_learns(tmp_path: Path) -> None:
 def test_a_policy_scores_the_same_on_both_backends(tmp_path: Path) -> None:
     """Where the solver stops early the backends part: one drops ten times as often as the other."""
     path = tmp_path / "run"
-    short = ("ppo.iterations=150", "env.episode_seconds=10", "sim.backend=cpu")
+    short = ("ppo.iterations=280", "env.episode_seconds=10", "sim.backend=cpu")
     assert train("quickstart", path, *short)["goals_mean"] >= 3.0
     cpu, warp = (
         answer_of("eval", path, "--episodes", "128", "--backend", backend)
