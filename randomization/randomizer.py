@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from .diagnosis import Diagnosis
 from .draws import Draws
 from .episodes import Episodes
 from .observation import Observation
-from .parameter import Parameter, Parts, Plant
+from .parameter import Parameter, Parts, Plant, nominal_field
 from .parameters import check_scene, find
 
 SETTLE_MASKED = 16
@@ -113,7 +112,9 @@ class Randomizer:
 
     def _make_rows(self) -> None:
         """Room for the model fields of all environments, in one piece and as views of it."""
-        nominal = [_field(self._sim, name) for name in self.model_fields]
+        nominal = [
+            nominal_field(self._sim.model, name).to(self._sim.device) for name in self.model_fields
+        ]
         count = self._sim.num_envs
         flat = [values.flatten() for values in nominal]
         empty = torch.zeros(0, dtype=torch.float64, device=self._sim.device)
@@ -306,13 +307,6 @@ class Randomizer:
         self._generator.set_state(state["generator"])
         for kind, one in self._effects.items():
             one.load_state_dict(state["effects"][kind])
-
-
-def _field(sim: BatchSim, name: str) -> Tensor:
-    """Nominal values of an MjModel field such as "body_mass" or "opt.gravity"."""
-    owner, _, rest = name.rpartition(".")
-    holder = getattr(sim.model, owner) if owner else sim.model
-    return torch.tensor(np.array(getattr(holder, rest)), device=sim.device)
 
 
 def _number(value: float) -> float | None:
