@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from worlds import world_of
 
 from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.sim import SimConfig
@@ -22,14 +23,6 @@ from widen.randomization.scripted import Script, Scripted
 from widen.train.exam_conditions import syllabus
 
 AT = 4
-
-
-def world_of(*scripts: Script, num_envs: int = 3, seed: int = 5) -> tuple[BatchedEnv, Scripted]:
-    world = Scripted(scripts, seed)
-    config = EnvConfig(num_envs=num_envs, episode_seconds=2.0)
-    return BatchedEnv(
-        "cube_rotate", config=config, sim=SimConfig(threads=1), perturbation=world
-    ), world
 
 
 def happening(layer: Any, **settings: Any) -> Script:
