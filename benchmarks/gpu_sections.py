@@ -25,7 +25,7 @@ from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.probe import with_room
 from widen.envs.sim import SimConfig
 from widen.randomization.config import RandomizationConfig
-from widen.randomization.parameters import CATALOGUE
+from widen.randomization.parameters import WORLD
 from widen.randomization.randomizer import Randomizer
 from widen.train.config import load_config
 from widen.train.runner import Runner
@@ -55,11 +55,13 @@ class Size:
     """of training toward a score"""
     adr_seconds: float = 90.0
     """of training with the curriculum"""
+    reorient_seconds: float = 400.0
+    """of training cube_reorient in the nominal world"""
     episodes: int = 512
     """per evaluation"""
 
 
-SMOKE = Size((8, 16), 16, 0.2, 2, 2.0, 2.0, 4)
+SMOKE = Size((8, 16), 16, 0.2, 2, 2.0, 2.0, 2.0, 4)
 """Enough to see that every section works, on a CPU."""
 
 
@@ -94,7 +96,7 @@ def used_memory() -> int:
 
 def make_env(num_envs: int, randomised: bool) -> BatchedEnv:
     """cube_rotate on warp, with every parameter over its whole limits or with none."""
-    entries = dict.fromkeys(CATALOGUE) if randomised else {}
+    entries = dict.fromkeys(WORLD) if randomised else {}
     config = RandomizationConfig.model_validate({"curriculum": "uniform", "parameters": entries})
     randomizer = Randomizer(config) if randomised else None
     if randomizer is not None:
@@ -112,7 +114,7 @@ def make_env(num_envs: int, randomised: bool) -> BatchedEnv:
 def room() -> SimConfig:
     """Warp with the same room for all rows, from one trial."""
     config = RandomizationConfig.model_validate(
-        {"curriculum": "uniform", "parameters": dict.fromkeys(CATALOGUE)}
+        {"curriculum": "uniform", "parameters": dict.fromkeys(WORLD)}
     )
     warp = SimConfig(backend="warp")
     return with_room(warp, Randomizer(config), "cube_rotate", "leap", None, EnvConfig())
@@ -177,10 +179,10 @@ def iter_actions(env: BatchedEnv) -> Iterator[torch.Tensor]:
         yield from drawn
 
 
-def runner_of(size: Size, *overrides: str) -> Runner:
-    """The GPU config on warp, at the benchmark's size."""
+def runner_of(size: Size, *overrides: str, config: str = CONFIG) -> Runner:
+    """A GPU config on warp, at the benchmark's size."""
     common = (f"env.num_envs={size.num_envs}", "sim.backend=warp")
-    runner = Runner(load_config(CONFIG, [*common, *overrides]))
+    runner = Runner(load_config(config, [*common, *overrides]))
     # as a training does at the end of every rollout
     runner.randomizer.settle_every = runner.config.ppo.steps
     return runner
@@ -265,13 +267,20 @@ def curriculum(size: Size, keep: Keep) -> dict[str, Any]:
     return _train_for(size, size.adr_seconds)
 
 
-def _train_for(size: Size, seconds: float, *overrides: str) -> dict[str, Any]:
+def reorient(size: Size, keep: Keep) -> dict[str, Any]:
+    """cube_reorient without randomisation of the world: uniform goals at .4 rad."""
+    return _train_for(
+        size, size.reorient_seconds, "randomization.curriculum=none", config="cube_reorient_gpu"
+    )
+
+
+def _train_for(size: Size, seconds: float, *overrides: str, config: str = CONFIG) -> dict[str, Any]:
     """Train for about so long, from the command line as a user would; then evaluate."""
-    folder = Path(os.environ.get("GPU_BENCH_OUT", ".")) / f"run-{len(overrides)}"
+    folder = Path(os.environ.get("GPU_BENCH_OUT", ".")) / f"run-{config}-{len(overrides)}"
     envs = f"env.num_envs={size.num_envs}"
-    common = [CONFIG, envs, "sim.backend=warp", f"evaluation.episodes={size.episodes}", *overrides]
+    common = [config, envs, "sim.backend=warp", f"evaluation.episodes={size.episodes}", *overrides]
     shutil.rmtree(folder, ignore_errors=True)
-    rate = _iterations_per_second(size, *overrides)
+    rate = _iterations_per_second(size, *overrides, config=config)
     gc.collect()  # or two of these simulations would share the GPU
     if CUDA:
         torch.cuda.empty_cache()
@@ -303,8 +312,8 @@ def _train_for(size: Size, seconds: float, *overrides: str) -> dict[str, Any]:
     }
 
 
-def _iterations_per_second(size: Size, *overrides: str) -> float:
-    runner = runner_of(size, *overrides)
+def _iterations_per_second(size: Size, *overrides: str, config: str) -> float:
+    runner = runner_of(size, *overrides, config=config)
     rollout = runner.ppo.n_steps * runner.ppo.n_envs
     runner.ppo.learn(2 * rollout)
     count = max(1, size.iterations // 2)
@@ -350,4 +359,5 @@ SECTIONS: dict[str, Callable[[Size, Keep], dict[str, Any]]] = {
     "training": training,
     "profile": profile,
     "curriculum": curriculum,
+    "reorient": reorient,
 }

@@ -51,7 +51,9 @@ class Contract:
 
     task: str
     hand: str
-    object: str | None
+    object: str | dict[str, Any] | list[str | dict[str, Any]] | None
+    """as in the config: a name, a mapping with size [m] and mass [kg], or a list of these, one of
+    which each episode of the training had"""
     joints: tuple[str, ...]
     lower: tuple[float, ...]
     """joint limits [rad]"""

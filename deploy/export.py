@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from widen.envs.actions import ActionPipeline
 from widen.envs.encoder import ObservationEncoder
 from widen.envs.layout import Reading
+from widen.envs.objects import ObjectChoice
 from widen.envs.scene import Scene
-from widen.envs.task import task_class
+from widen.envs.task import task_class, with_settings
 
 from .compare import difference, episode, initial_state, input_names, replay, sample_readings
 from .contract import (
@@ -133,8 +134,9 @@ def describe(
     graph: PolicyGraph,
     *,
     hand: str,
-    object_name: str | None,
+    object_name: ObjectChoice,
     control_period: float,
+    settings: Mapping[str, float] | None = None,
     **of_training: Any,
 ) -> Contract:
     """The contract of a policy.
@@ -146,6 +148,7 @@ def describe(
         hand: as in the config, so that `load_hand` finds it again.
         object_name: as in the config or the task's own.
         control_period: [s].
+        settings: of the task that differ from its own.
         of_training: the contract's fields randomization, npd, exam and training.
     """
     kind, count = task_class(task), len(scene.hand.joints)
@@ -166,7 +169,7 @@ def describe(
         readings=graph.layout,
         outputs=({"name": JOINT_TARGET, "shape": [count], "unit": "rad", "frame": "joint"},),
         state=graph.state,
-        goal=kind.goal_rule(scene),
+        goal=kind.goal_rule(scene, with_settings(kind, settings)),
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
         **of_training,
     )
@@ -242,6 +245,7 @@ def export_runner(
         hand=config.hand,
         object_name=config.object,
         control_period=env.control_dt,
+        settings=config.env.task,
         randomization=runner.randomizer.table(),
         npd=runner.randomizer.npd(),
         exam=exam,

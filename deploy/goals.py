@@ -69,6 +69,36 @@ class RotationSequence:
         return np.array([pose[0], *(along * self._axis)]) / size
 
 
+class RandomRotations:
+    """Rotations uniform over all of them, one after another; see envs/cube_reorient.py.
+
+    The next comes when the measured rotation is within an angle of the goal, which counts, or when
+    the time for one is up.
+    """
+
+    def __init__(self, rule: dict[str, Any], seed: int | None = None) -> None:
+        """seed: of the goals; None for others each time."""
+        self.reading: str = rule["reading"]
+        self.reached = 0
+        self._of: str = rule["of"]
+        self._within, self._seconds = float(rule["reached"]), float(rule["seconds"])
+        self._rng = np.random.default_rng(seed)
+        self._goal, self._since = np.zeros(4), -math.inf
+
+    def update(self, measured: Measured, now: float) -> np.ndarray:
+        pose = np.asarray(measured[self._of], np.float64)
+        waiting = self._since > -math.inf
+        near = waiting and _quat_angle(pose, self._goal) < self._within
+        if near or now - self._since >= self._seconds:
+            self.reached += near
+            normal = self._rng.normal(size=4)  # of any direction, and so the rotation is any
+            self._goal, self._since = normal / np.linalg.norm(normal), now
+        return self._goal.astype(np.float32)
+
+    def restart(self) -> None:
+        self._since = -math.inf
+
+
 class Points:
     """A list of point sets, one after another and from the beginning again.
 
@@ -103,8 +133,9 @@ class Points:
         self._since = None
 
 
-_KINDS: dict[str, type[RotationSequence] | type[Points]] = {
+_KINDS: dict[str, type[RotationSequence] | type[RandomRotations] | type[Points]] = {
     "rotation_sequence": RotationSequence,
+    "random_rotations": RandomRotations,
     "points": Points,
 }
 

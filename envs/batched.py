@@ -13,7 +13,7 @@ from .encoder import ObservationEncoder
 from .hand import load_hand
 from .perturbation import NoPerturbation, Perturbation
 from .rows import count, merge, put, take
-from .scene import Scene, build_scene
+from .scene import ObjectChoice, Scene, build_scene
 from .sim import BatchSim, SimConfig, make_sim, resolve_backend
 from .task import Outcome, Task, task_class
 
@@ -33,6 +33,8 @@ class EnvConfig(BaseModel):
     """episodes are truncated after this; null: the task's own"""
     history: int = Field(default=3, ge=1, le=100)
     """frames in the actor's observation"""
+    task: dict[str, float] = {}
+    """settings that differ from the task's own, such as success_angle"""
     rewards: dict[str, float] = {}
     """weights of reward terms that differ from the task's own"""
 
@@ -98,7 +100,8 @@ class BatchedEnv:
     Args:
         task: name of a task.
         hand: name or path of a hand.
-        object_name: name of an object; None for the task's own.
+        object_name: as a config says it: the name of an object, a mapping, or a list of these, of
+            which environment i has the i-th, and so around; None for the task's own.
         config, sim: settings.
         perturbation: what stands between the policy and the ideal world; None for nothing.
         seed: of everything random in the task.
@@ -113,7 +116,7 @@ class BatchedEnv:
         self,
         task: str,
         hand: str = "leap",
-        object_name: str | None = None,
+        object_name: ObjectChoice = None,
         config: EnvConfig | None = None,
         sim: SimConfig | None = None,
         perturbation: Perturbation | None = None,
@@ -127,10 +130,17 @@ class BatchedEnv:
             raise ValueError(f"object: task {task} has no object, got {object_name!r}")
         self.config, self.stagger = config, stagger
         self.control_dt = 1.0 / config.control_hz
+        perturbation = perturbation if perturbation is not None else NoPerturbation()
+        if foreign := {*perturbation.task_parameters}.difference(kind.parameters):
+            known = ", ".join(kind.parameters) or "none of the kind"
+            raise ValueError(
+                f"randomization.parameters.{min(foreign)}: task {task} does not know it; expected"
+                f" {known}"
+            )
         self.substeps = sim.substeps
-        self.perturbation = perturbation if perturbation is not None else NoPerturbation()
+        self.perturbation = perturbation
         self.scene: Scene = build_scene(
-            load_hand(hand),
+            load_hand(hand).posed(kind.pose),
             object_name or kind.object,
             timestep=self.control_dt / sim.substeps,
             iterations=sim.iterations,
@@ -148,10 +158,12 @@ class BatchedEnv:
             model_fields=self.perturbation.model_fields,
             current_sensors=kind.uses_sensors,
             wrench_body=self.scene.object_body,
+            variants=self.scene.variants,
         )
         self.num_envs, self.device, self.masked = config.num_envs, self.sim.device, self.sim.masked
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.task: Task = kind(self.scene, self.sim, self.generator)
+        self.task: Task = kind(self.scene, self.sim, self.generator, config.task)
+        self.task.control_dt = self.control_dt
         self.weights = _weights(kind.weights, config.rewards)
         self._term_weights = torch.tensor(list(self.weights.values()), device=self.device)
         seconds = config.episode_seconds or kind.episode_seconds
@@ -224,7 +236,8 @@ class BatchedEnv:
         self.score += outcome.success & ~diverged
         self.returns += reward
         terminated = outcome.failure | diverged
-        truncated = (self.age >= self.max_steps) & ~terminated
+        late = self.age >= self.max_steps
+        truncated = (late if outcome.expired is None else late | outcome.expired) & ~terminated
         final_obs = self._observe()
         ended = terminated | truncated
         counted = ended & self.counted & ~diverged
@@ -299,6 +312,8 @@ class BatchedEnv:
 
     def _begin(self, which: Tensor) -> None:
         self.perturbation.begin(which)
+        for name, values in self.perturbation.task_values().items():
+            put(getattr(self.task, name), which, take(values, which))
         qpos, qvel = self._new_states(which)
         self.sim.reset(which, qpos, qvel)
         # new tensors: the caller may still hold the old ones

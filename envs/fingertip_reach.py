@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import mujoco
@@ -42,11 +43,18 @@ class FingertipReach(Task):
     frame = FingertipReachFrame
     episode_seconds = 10.0
     weights = {"progress": 50.0, "distance": -10.0, "goal": 2.0, "action": -0.002}  # noqa: RUF012
+    settings = {"success_distance": REACHED}  # noqa: RUF012
     uses_sensors = True
     state = ("goal", "distance")
 
-    def __init__(self, scene: Scene, sim: Any, generator: torch.Generator) -> None:
-        super().__init__(scene, sim, generator)
+    def __init__(
+        self,
+        scene: Scene,
+        sim: Any,
+        generator: torch.Generator,
+        settings: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(scene, sim, generator, settings)
         spans = [scene.sensor(f"{tip}_pos") for tip in scene.hand.fingertips]
         numbers = [i for span in spans for i in range(span.start, span.stop)]
         self.tip_sensors = torch.tensor(numbers, device=sim.device)
@@ -65,10 +73,10 @@ class FingertipReach(Task):
         return ActionPipeline("absolute", SPREAD, home, lower, upper, smoothing=0.5)
 
     @classmethod
-    def goal_rule(cls, scene: Scene) -> dict[str, Any]:
+    def goal_rule(cls, scene: Scene, settings: Mapping[str, float]) -> dict[str, Any]:
         values = np.round(reachable_targets(scene)[:64], 5).tolist()
         rule = {"kind": "points", "reading": "goal_tips", "of": "fingertip_pos", "values": values}
-        return {**rule, "reached": REACHED, "seconds": 2.0}
+        return {**rule, "reached": settings["success_distance"], "seconds": 2.0}
 
     def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
         qpos, qvel = self.nominal_state(len(env_ids))
@@ -81,7 +89,7 @@ class FingertipReach(Task):
     def evaluate(self, action: Tensor) -> Outcome:
         tips = self._tips()
         gaps = torch.linalg.vector_norm(tips - self.goal, dim=-1)  # (N, tips)
-        distance, success = gaps.mean(-1), (gaps < REACHED).all(-1)
+        distance, success = gaps.mean(-1), (gaps < self.set_to["success_distance"]).all(-1)
         before = torch.where(self.distance.isnan(), distance, self.distance)
         terms = {
             "progress": before - distance,

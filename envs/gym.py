@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from .batched import BatchedEnv, EnvConfig, Obs
+from .objects import read_objects
 from .sim import SimConfig
 
 
@@ -20,6 +21,10 @@ def _make(task: str, num_envs: int, options: dict[str, Any]) -> BatchedEnv:
     options = dict(options)
     names = EnvConfig.model_fields.keys() - {"num_envs"}
     config = {key: options.pop(key) for key in tuple(options) if key in names}
+    if (several := len(read_objects(options.get("object_name")))) > num_envs:
+        raise ValueError(
+            f"object_name: {several} objects need as many environments, got {num_envs}"
+        )
     # one environment is slower on a GPU than on a processor
     alone = {"backend": "cpu", "threads": 1}
     sim = SimConfig(**options.pop("sim", alone if num_envs == 1 else {}))
@@ -48,7 +53,8 @@ class HandEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     Args:
         task: name of a task.
         render_mode: None, or "rgb_array" (offscreen, needs a working MUJOCO_GL).
-        options: `hand`, `object_name`, `perturbation`, `sim` (a dict) and the keys of EnvConfig.
+        options: `hand`, `object_name` (as `object` in a config), `perturbation`, `sim` (a dict) and
+            the keys of EnvConfig.
 
     Raises:
         ValueError: no such render mode; and what `BatchedEnv` raises.

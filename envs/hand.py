@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 TILT = 0.25  # [rad]; an object lies against the fingers and does not roll off the wrist
+
+
+class Pose(NamedTuple):
+    """A way to hold a hand; see `Hand`."""
+
+    home: tuple[float, ...]
+    tilt: float
+    nest: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Hand:
         tilt: rotation [rad] of the hand base about its y axis, fingers lower. The simulation's
             world frame is the hand base; the tilt turns gravity.
         nest: (x, y, z) [m], hand base: where an object's centre rests in the palm at home.
+        poses: other homes, with their tilts and nests, for tasks that need them.
     """
 
     name: str
@@ -40,6 +51,12 @@ class Hand:
     home: tuple[float, ...]
     tilt: float
     nest: tuple[float, float, float]
+    poses: Mapping[str, Pose] = field(default_factory=dict)
+
+    def posed(self, name: str | None) -> Hand:
+        """This hand held in another way, or as it is where it knows no pose of that name."""
+        pose = self.poses.get(name) if name is not None else None
+        return self if pose is None else replace(self, **pose._asdict())
 
 
 _LEAP_FINGERS = ("mcp", "rot", "pip", "dip")
@@ -63,6 +80,13 @@ HANDS = {
             home=(0.6, 0.0, 0.8, 0.7) * 3 + (0.7, 0.8, 0.5, 0.2),
             tilt=TILT,
             nest=(-0.027, 0.030, 0.066),
+            poses={
+                "cradle": Pose(
+                    home=(0.85, 0.0, 0.9, 0.7) * 3 + (0.95, 0.8, 0.5, 0.35),
+                    tilt=0.45,
+                    nest=(-0.025, 0.020, 0.064),
+                )
+            },
         ),
         Hand(
             name="allegro",

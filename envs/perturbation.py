@@ -27,6 +27,8 @@ class Perturbation(Protocol):
     """condim that contacts of the object need at least: 3 slides, 4 also spins, 6 also rolls."""
     num_privileged: int
     """Width of `privileged()`."""
+    task_parameters: tuple[str, ...]
+    """Names in `task_values`, which the task must know; see `Task.parameters`."""
 
     def attach(self, sim: BatchSim, scene: Scene, control_dt: float) -> None:
         """Called once by the environment, before anything else.
@@ -44,6 +46,10 @@ class Perturbation(Protocol):
         Called before `sim.reset` of the same environments. `which` is ids or a mask, here and
         below; see `envs.rows`.
         """
+        ...
+
+    def task_values(self) -> dict[str, Tensor]:
+        """What is drawn for the task itself, by the names of its parameters, (N,) each."""
         ...
 
     def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
@@ -105,12 +111,16 @@ class NoPerturbation:
     model_fields: tuple[str, ...] = ()
     contact_dims = 3
     num_privileged = 0
+    task_parameters: tuple[str, ...] = ()
 
     def attach(self, sim: BatchSim, scene: Scene, control_dt: float) -> None:
         self._empty = torch.zeros(sim.num_envs, 0, device=sim.device)
 
     def begin(self, which: Tensor) -> None:
         pass
+
+    def task_values(self) -> dict[str, Tensor]:
+        return {}
 
     def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
         pass

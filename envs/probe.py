@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .batched import BatchedEnv, EnvConfig
+from .objects import ObjectChoice
 from .perturbation import Perturbation
 from .sim import SimConfig
 from .sim_cpu import CpuSim
@@ -29,7 +30,7 @@ def with_room(
     perturbation: Perturbation,
     task: str,
     hand: str,
-    object_name: str | None,
+    object_name: ObjectChoice,
     config: EnvConfig,
 ) -> SimConfig:
     """`sim` with nconmax and njmax where they are 0.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # id -> task
 ENVIRONMENTS = {
+    "widen/CubeReorient-v0": "cube_reorient",
     "widen/CubeRotate-v0": "cube_rotate",
     "widen/FingertipReach-v0": "fingertip_reach",
 }

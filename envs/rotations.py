@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -94,3 +96,62 @@ def quat_to_6d(q: Tensor) -> Tensor:
     """
     left, right, sums, identity = _TO_6D.of(q)
     return ((q @ left) * (q @ right)) @ sums + identity
+
+
+def cube_symmetries() -> Tensor:
+    """The 24 rotations that put a cube back into its own place, (24, 4), the identity first.
+
+    Unit quaternions of the octahedral group: all signs of (1, 0, 0, 0), (1, 1, 1, 1) / 2 and
+    (1, 1, 0, 0) / sqrt 2 in every order; a quaternion and its negative are one rotation.
+    """
+    found = [
+        torch.tensor(q, dtype=torch.float64)
+        for q in itertools.product((-1.0, 0.0, 1.0), repeat=4)
+        if sum(map(abs, q)) in (1.0, 2.0, 4.0)
+    ]
+    first = [q / q.norm() for q in found if q[q != 0.0][0] > 0.0]
+    return torch.stack(sorted(first, key=lambda q: -float(q[0]))).float()
+
+
+def nearest_upright(q: Tensor, symmetries: Tensor) -> Tensor:
+    """The rotation with the smallest angle among all that look the same as q.
+
+    An object that a symmetry maps onto itself moves in the same way under q as under q times the
+    symmetry, so whoever is shown only this one has the less to learn.
+
+    Args:
+        q: unit quaternions (..., 4).
+        symmetries: (S, 4), of the object's own frame.
+
+    Returns:
+        (..., 4), of either sign.
+    """
+    # the w of q s is the product of q with the conjugate of s
+    conjugates = symmetries * symmetries.new_tensor([1.0, -1.0, -1.0, -1.0])
+    best = (q @ conjugates.T).abs().argmax(-1)
+    return quat_mul(q, symmetries[best])
+
+
+# Angles of random rotations by their cumulative share, 0 to pi; dense enough for 1e-4 rad.
+_ANGLES = torch.linspace(0.0, torch.pi, 4097, dtype=torch.float64)
+_SHARES = _ANGLES - _ANGLES.sin()
+
+
+def random_rotation(most: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotations uniform among those by at most `most` rad, which is (N,); unit, (N, 4).
+
+    Under the uniform (Haar) measure of SO(3) the axis is uniform on the sphere and the angle has
+    the density (1 - cos angle) / pi on 0 to pi (Miles, Biometrika 52, 1965), whose integral,
+    angle - sin angle, is inverted here by linear interpolation.
+    """
+    device, dtype = most.device, most.dtype
+    shares, angles = _SHARES.to(device), _ANGLES.to(device)
+    drawn = torch.rand(len(most), generator=generator, device=device, dtype=torch.float64)
+    share = drawn * (most - most.sin())
+    above = torch.searchsorted(shares, share).clamp(1, len(shares) - 1)
+    low, high = shares[above - 1], shares[above]
+    part = (share - low) / (high - low)
+    angle = angles[above - 1] + part * (angles[above] - angles[above - 1])
+    axis = torch.randn(len(most), 3, generator=generator, device=device, dtype=torch.float64)
+    axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
+    return quat_from_rotvec(axis * angle[:, None]).to(dtype)

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, field
 
 import mujoco
 import numpy as np
 
 from .hand import Hand
+from .objects import OBJECTS, ObjectChoice, ObjectSpec, common_symmetries, read_objects
+
+__all__ = ["OBJECTS", "ObjectSpec", "Scene", "build_scene", "gravity_of"]
 
 GRAVITY = 9.81
-
-
-@dataclass(frozen=True)
-class ObjectSpec:
-    """An object to be handled: a box of these half sizes [m], mass [kg], sliding friction."""
-
-    summary: str
-    half_size: tuple[float, float, float]
-    mass: float
-    friction: float
-
-
-OBJECTS = {
-    "cube": ObjectSpec("6.5 cm cube of 80 g", (0.0325, 0.0325, 0.0325), 0.08, 0.3),
-}
 # Bits: 1 hand links, 2 fingertips, 4 object; see the head of assets/leap_right.xml.
 OBJECT_CONTYPE = 4
 OBJECT_CONAFFINITY = 7
@@ -45,7 +33,8 @@ class Scene:
     """A model and the addresses a task needs.
 
     Attributes:
-        model: compiled MjModel; its world frame is the hand base.
+        model: compiled MjModel; its world frame is the hand base. Where there are several objects,
+            of the first.
         hand: the hand in it.
         joint_qpos: (nu,) addresses in qpos of the hand's joints, actuator order.
         joint_dof: (nu,) addresses in qvel.
@@ -54,6 +43,10 @@ class Scene:
         object_qpos: address in qpos of the object's free joint (3 position, 4 quaternion).
         object_dof: address in qvel (3 linear world, 3 angular body).
         hand_geoms, object_geoms: geom ids.
+        object_symmetries: (S, 4) unit quaternions (w, x, y, z) that map the object onto itself, or
+            every one of several, the identity first; without an object the identity alone.
+        variants: a model for each of several objects, alike but for the object: environment i is
+            one of variants[i % K]. Empty where all environments are of `model`.
     """
 
     model: mujoco.MjModel
@@ -67,12 +60,24 @@ class Scene:
     object_dof: int
     hand_geoms: np.ndarray
     object_geoms: np.ndarray
+    object_symmetries: np.ndarray = field(default_factory=lambda: np.eye(1, 4, dtype=np.float32))
+    variants: tuple[mujoco.MjModel, ...] = ()
 
     def sensor(self, name: str) -> slice:
         """Where the named sensor's numbers lie in sensordata."""
         sensor = self.model.sensor(name)
         start = int(sensor.adr[0])
         return slice(start, start + int(sensor.dim[0]))
+
+    def nominal(self, field: str, num_envs: int) -> np.ndarray:
+        """Values of an MjModel field ("opt.gravity" for options) before any randomization.
+
+        Returns:
+            (N, ...), or (1, ...) where all environments share them.
+        """
+        read = operator.attrgetter(field)
+        values = np.array([read(model) for model in self.variants or (self.model,)])
+        return values[np.arange(num_envs) % len(values)] if self.variants else values
 
 
 def gravity_of(tilt: float) -> np.ndarray:
@@ -86,7 +91,7 @@ def gravity_of(tilt: float) -> np.ndarray:
 
 def build_scene(
     hand: Hand,
-    object_name: str | None,
+    object_name: ObjectChoice,
     *,
     timestep: float,
     iterations: int = 20,
@@ -97,7 +102,8 @@ def build_scene(
 
     Args:
         hand: from `load_hand`.
-        object_name: a key of OBJECTS, or None for the bare hand.
+        object_name: what the hand holds, as a config says it; see `envs.objects`. None for the
+            bare hand.
         timestep: seconds of one simulation step.
         iterations: solver iterations.
         contact_dims: condim of the object: 3 slides, 4 also spins, 6 also rolls.
@@ -107,6 +113,22 @@ def build_scene(
     Raises:
         ValueError: unknown object, or a hand file that uses one of the scene's own names.
     """
+    objects = read_objects(object_name)
+    compiled = [
+        _compile(hand, what, timestep, iterations, contact_dims, movable_centre)
+        for what in objects or (None,)
+    ]
+    return _addresses(compiled, hand, objects)
+
+
+def _compile(
+    hand: Hand,
+    what: ObjectSpec | None,
+    timestep: float,
+    iterations: int,
+    contact_dims: int,
+    movable_centre: bool,
+) -> mujoco.MjModel:
     spec = mujoco.MjSpec.from_file(str(hand.mjcf))
     option = spec.option
     option.timestep = timestep
@@ -116,23 +138,14 @@ def build_scene(
     option.ls_iterations = 8
     option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_EULERDAMP)
     option.gravity = gravity_of(hand.tilt)
-    what = None if object_name is None else _find_object(object_name)
     try:
         if what is not None:
             _add_object(spec, what, hand.nest, contact_dims, movable_centre)
         _add_view(spec, hand)
-        model = spec.compile()
+        return spec.compile()
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"hand: {hand.name!r} does not fit into a scene: {reason}") from None
-    return _addresses(model, hand, "object" if object_name is not None else None)
-
-
-def _find_object(name: str) -> ObjectSpec:
-    if name not in OBJECTS:
-        near = difflib.get_close_matches(name, OBJECTS, 3, 0.3) or sorted(OBJECTS)
-        raise ValueError(f"object: unknown object {name!r}; expected one of {', '.join(near)}")
-    return OBJECTS[name]
 
 
 def _add_object(
@@ -152,18 +165,16 @@ def _add_object(
     material.textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "object_faces"
     body = spec.worldbody.add_body(name="object", pos=pos)
     body.add_freejoint(name="object")
-    half = np.array(what.half_size)
-    squares = half * half
-    inertia = what.mass / 3.0 * (squares.sum() - squares)  # solid box
-    body.mass, body.inertia, body.explicitinertial = what.mass, inertia, True
+    body.mass, body.inertia, body.explicitinertial = what.mass, what.inertia, True
     # left alone, an explicit inertial frame sits at the origin of the world, not of the body
     body.ipos, body.iquat = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
     # a simple body's centre is its frame's origin for ever
     body.simple = 0 if movable_centre else 1
     body.add_geom(
         name="object",
-        type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=half,
+        type=what.geom_type,
+        size=what.geom_size,
+        quat=what.geom_quat,
         friction=[what.friction, 0.005, 0.0001],
         condim=contact_dims,
         solref=[0.02, 1.0],
@@ -211,7 +222,10 @@ def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:
     )
 
 
-def _addresses(model: mujoco.MjModel, hand: Hand, object_body: str | None) -> Scene:
+def _addresses(
+    compiled: list[mujoco.MjModel], hand: Hand, objects: tuple[ObjectSpec, ...]
+) -> Scene:
+    model, object_body = compiled[0], "object" if objects else None
     joints = [model.joint(name) for name in hand.joints]
     object_joint = model.joint("object") if object_body else None
     object_geoms = (
@@ -232,4 +246,6 @@ def _addresses(model: mujoco.MjModel, hand: Hand, object_body: str | None) -> Sc
         object_dof=int(object_joint.dofadr[0]) if object_joint is not None else -1,
         hand_geoms=np.setdiff1d(colliding, object_geoms),
         object_geoms=object_geoms,
+        object_symmetries=common_symmetries(objects) if objects else np.eye(1, 4, dtype=np.float32),
+        variants=tuple(compiled) if len(compiled) > 1 else (),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import mujoco
@@ -119,6 +120,7 @@ def make_sim(
     model_fields: tuple[str, ...] = (),
     current_sensors: bool = True,
     wrench_body: str | None = None,
+    variants: Sequence[mujoco.MjModel] = (),
 ) -> BatchSim:
     """Make the simulations that `config` asks for.
 
@@ -131,11 +133,19 @@ def make_sim(
         current_sensors: keep `sensordata` at the same instant as qpos (15 to 25 % of the
             speed on the LEAP hand); False for a task that reads no sensor.
         wrench_body: body that `step`'s wrench acts upon.
+        variants: models of the same structure as `model`, which is the first of them: simulation i
+            is one of variants[i % K]. Only on the backend cpu.
 
     Raises:
-        ValueError: the backend is not to be had, or a field or body does not exist.
+        ValueError: the backend is not to be had, or has no variants; or a field or body does not
+            exist.
     """
     if resolve_backend(config) == "warp":
+        if variants:
+            raise ValueError(
+                "object: several objects in one run need sim.backend cpu, got warp; expected one"
+                " object, or sim.backend=cpu"
+            )
         from .sim_warp import WarpSim
 
         return WarpSim(
@@ -156,6 +166,7 @@ def make_sim(
         model_fields=model_fields,
         current_sensors=current_sensors,
         wrench_body=wrench_body,
+        variants=variants,
     )
 
 

@@ -6,14 +6,14 @@ import copy
 import difflib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
 import torch
-from mujoco.batch import Batch, SimulationError
+from mujoco.batch import MODEL_FIELDS, Batch, SimulationError
 from torch import Tensor
 
 from .rows import check_shape, count
@@ -46,6 +46,7 @@ class CpuSim:
         model_fields: tuple[str, ...] = (),
         current_sensors: bool = True,
         wrench_body: str | None = None,
+        variants: Sequence[mujoco.MjModel] = (),
     ) -> None:
         """See `make_sim` for the arguments and what they raise."""
         if num_envs < 1:
@@ -64,6 +65,7 @@ class CpuSim:
         self._ctrl = torch.empty(num_envs, 0, self.model.nu, dtype=torch.float64)
         self._wrench = self._wrench_view(wrench_body)
         self._wrench_set = False
+        self._spread(variants)
         self._fields = {name: self._expand(name) for name in model_fields}
         self._needs_const = any(
             name.startswith("opt.") or name in mujoco.MjModel._setconst_inputs
@@ -225,6 +227,21 @@ class CpuSim:
                 self._batch.forward(ids, stage=self._sensor_stage)
             except SimulationError as error:
                 self.diverged[torch.from_numpy(error.ids)] = True
+
+    def _spread(self, variants: Sequence[mujoco.MjModel]) -> None:
+        """Give simulation i whatever the variants differ in, as variants[i % K] has it.
+
+        Derived constants are among it, as they were compiled.
+        """
+        if not variants:
+            return
+        kind = np.arange(self.num_envs) % len(variants)
+        for name in sorted(MODEL_FIELDS):
+            if "." in name:  # of the options, which variants share
+                continue
+            values = np.array([getattr(model, name) for model in variants])
+            if (values != values[0]).any():
+                self._batch.expand(name)[:] = values[kind]
 
     def _expand(self, name: str) -> Tensor:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from .sim import BatchSim
 
 # name -> module:class; tasks are imported when they are asked for
 TASKS = {
+    "cube_reorient": "cube_reorient:CubeReorient",
     "cube_rotate": "cube_rotate:CubeRotate",
     "fingertip_reach": "fingertip_reach:FingertipReach",
 }
@@ -32,6 +34,8 @@ class Outcome(NamedTuple):
     """(N,) bool: a goal was reached in this step; the score counts these"""
     failure: Tensor
     """(N,) bool: the episode ends, for example the object was dropped"""
+    expired: Tensor | None = None
+    """(N,) bool: the episode is cut short, as by the time for one goal; None for nowhere"""
 
 
 class Task(ABC):
@@ -46,16 +50,34 @@ class Task(ABC):
     """default object, or None for a task without one"""
     frame: ClassVar[type[Frame]]
     """what the actor sees of one instant"""
+    pose: ClassVar[str | None] = None
+    """how the hand is held, of `Hand.poses`; None for its own home"""
     episode_seconds: ClassVar[float]
     weights: ClassVar[dict[str, float]]
     """default weight of every reward term"""
     uses_sensors: ClassVar[bool] = False
     """sensors are made current after every step only for a task that reads them"""
+    settings: ClassVar[dict[str, float]] = {}
+    """what a config may set under env.task, with the defaults; all above 0"""
+    parameters: ClassVar[tuple[str, ...]] = ()
+    """names of tensors (N,) in `state` that the randomization may set as an episode begins: how hard
+    the task is; as made, they hold the nominal values"""
     state: ClassVar[tuple[str, ...]]
     """names of all tensors (N, ...) that change from step to step: a checkpoint holds them, and with
     masks `reset` draws for all environments and these are put back where no episode begins"""
 
-    def __init__(self, scene: Scene, sim: BatchSim, generator: torch.Generator) -> None:
+    control_dt: float = 0.05
+    """seconds of a control step; the environment sets it"""
+
+    def __init__(
+        self,
+        scene: Scene,
+        sim: BatchSim,
+        generator: torch.Generator,
+        settings: Mapping[str, float] | None = None,
+    ) -> None:
+        """settings: all of `settings` or those that differ; see `with_settings`."""
+        self.set_to = with_settings(type(self), settings)
         self.scene = scene
         self.sim = sim
         self.generator = generator
@@ -77,8 +99,11 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def goal_rule(cls, scene: Scene) -> dict[str, Any]:
-        """How goals follow one another, in plain values, so that a controller can do it too."""
+    def goal_rule(cls, scene: Scene, settings: Mapping[str, float]) -> dict[str, Any]:
+        """How goals follow one another, in plain values, so that a controller can do it too.
+
+        settings: all of them.
+        """
 
     @abstractmethod
     def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,6 +166,22 @@ class Task(ABC):
         """Inverse of `state_dict`."""
         for name in self.state:
             getattr(self, name).copy_(state[name])
+
+
+def with_settings(kind: type[Task], changed: Mapping[str, float] | None) -> dict[str, float]:
+    """A task's settings, some of them changed.
+
+    Raises:
+        ValueError: a setting that the task does not have, or one that is not above 0.
+    """
+    for name, value in (changed or {}).items():
+        if name not in kind.settings:
+            near = difflib.get_close_matches(name, kind.settings, 3, 0.4) or sorted(kind.settings)
+            expected = f"expected one of {', '.join(near)}" if near else "the task has none"
+            raise ValueError(f"env.task.{name}: unknown setting; {expected}")
+        if not value > 0.0:
+            raise ValueError(f"env.task.{name}: expected a number above 0, got {value:g}")
+    return {**kind.settings, **(changed or {})}
 
 
 def task_class(name: str) -> type[Task]:

@@ -132,7 +132,8 @@ class Adversary:
             self._decay = PULSE_DECAY ** (plant.control_dt / PULSE_INTERVAL)
         if "adversary_wrench" in most or "pulse_force" in most:
             self._mass = object_mass(plant)
-            self._arms = torch.tensor([1.0] * 3 + [_half_size(plant)] * 3, device=device)
+            arm = _half_size(plant).expand(-1, 3)
+            self._arms = torch.cat((torch.ones_like(arm), arm), 1)  # (N or 1, 6)
 
     def _make_senses(self, plant: Plant) -> None:
         """Centre and scale of joint positions, joint targets and the object's position."""
@@ -224,16 +225,17 @@ class Adversary:
 
 
 def object_mass(plant: Plant) -> Tensor:
-    """The object's mass in kg: (N, 1), live, where it is randomized, else (1, 1)."""
+    """The object's mass in kg: (N, 1), live, where it is randomized, else (N or 1, 1)."""
     body = plant.parts.object_body
     try:
         return plant.sim.per_env("body_mass")[:, body : body + 1]
     except KeyError:
-        mass = float(plant.scene.model.body_mass[body])
-        return torch.full((1, 1), mass, device=plant.generator.device)
+        mass = plant.scene.nominal("body_mass", plant.num_envs)[:, body : body + 1]
+        return torch.tensor(mass, dtype=torch.float32, device=plant.generator.device)
 
 
-def _half_size(plant: Plant) -> float:
-    """Nominal half edge [m] of the cube in the object's bounding sphere."""
-    model = plant.scene.model
-    return float(model.geom_rbound[plant.scene.object_geoms].max()) / math.sqrt(3.0)
+def _half_size(plant: Plant) -> Tensor:
+    """Nominal half edge [m] of the cube in the object's bounding sphere, (N or 1, 1)."""
+    bounds = plant.scene.nominal("geom_rbound", plant.num_envs)[:, plant.scene.object_geoms]
+    half = bounds.max(1, keepdims=True) / math.sqrt(3.0)
+    return torch.tensor(half, dtype=torch.float32, device=plant.generator.device)

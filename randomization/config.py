@@ -73,7 +73,7 @@ class RandomizationConfig(BaseModel):
         ranges = self.ranges()
         if self.curriculum == "adr":
             return ADR(ranges, self.adr)
-        bounds = [(r.nominal, r.nominal) for r in ranges]
+        bounds = [(find(r.name).nominal,) * 2 for r in ranges]
         if self.curriculum == "uniform":
             widest = [self.parameters[r.name].range or (r.limit_low, r.limit_high) for r in ranges]
             bounds = [

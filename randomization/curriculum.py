@@ -21,10 +21,11 @@ class Range:
 
     Attributes:
         name: the parameter.
-        nominal: its calibrated value.
+        nominal: its calibrated value, at which adr begins and beyond which no bound narrows.
         step: by how much a bound moves; 0 holds the parameter at its nominal.
         limit_low, limit_high: how far the bounds may go; the nominal lies between them.
         scale: the width that counts as 1 in npd.
+        at_top: every episode takes the upper bound, none a draw from below it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Range:
     limit_low: float
     limit_high: float
     scale: float = 1.0
+    at_top: bool = False
 
     @property
     def active(self) -> bool:

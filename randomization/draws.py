@@ -39,6 +39,8 @@ class Draws:
         self._begun = -1  # clock at which episodes last began
         self._evaluates = curriculum.evaluation_share > 0 and len(curriculum.movable) > 0
         self._movable = torch.as_tensor(curriculum.movable, device=device)
+        tops = [i for i, what in enumerate(curriculum.ranges) if what.at_top]
+        self._tops = torch.tensor(tops, dtype=torch.int64, device=device)
         self._bounds = torch.empty(curriculum.bounds.shape, dtype=torch.float64, device=device)
         self._numbers = torch.arange(num_envs, device=device) + rank * _RANK
         self._assigned = torch.full((num_envs,), -1, device=device)
@@ -57,6 +59,8 @@ class Draws:
         share = self._uniform(n, len(low))
         # rounding may put low + (high - low) u beyond high
         values = torch.minimum(low + (high - low) * share, high)
+        if len(self._tops):
+            values[:, self._tops] = high[self._tops]
         if not self._evaluates:
             return values
         evaluates = self._uniform(n) < self._curriculum.evaluation_share

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from widen.envs.perturbation import Readings
-from widen.envs.rows import count, put
+from widen.envs.rows import count, put, take
 
 from .parameter import Plant
 from .scripted import Layer, nominal_field
@@ -69,14 +69,17 @@ class WrenchPulse(Event):
     def __init__(self, plant: Plant, at: int, steps: int, size: float) -> None:
         super().__init__(plant, at)
         self._steps = steps
-        self._newtons = size * float(plant.sim.model.body_mass[plant.parts.object_body])
+        mass = plant.scene.nominal("body_mass", plant.num_envs)[:, plant.parts.object_body, None]
+        self._newtons = size * torch.tensor(mass, device=plant.sim.device).float()  # (N or 1, 1)
         self._force = torch.zeros(plant.num_envs, 6, device=plant.sim.device)
 
     def begin(self, which: Tensor) -> None:
         super().begin(which)
         generator = self.plant.generator
         normal = torch.randn(count(which), 3, generator=generator, device=generator.device)
-        force = self._newtons * torch.nn.functional.normalize(normal, dim=-1)
+        newtons = self._newtons
+        newtons = newtons if len(newtons) == 1 else take(newtons, which)
+        force = newtons * torch.nn.functional.normalize(normal, dim=-1)
         put(self._force, which, torch.cat((force, torch.zeros_like(force)), -1))
 
     def wrench(self) -> Tensor:

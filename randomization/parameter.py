@@ -75,6 +75,9 @@ class Parts:
         )
 
 
+Kind = Literal["model", "actuation", "adversary", "observation", "task"]
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One entry of the catalogue.
@@ -94,6 +97,8 @@ class Parameter:
         normals: standard normal samples that `write` needs in every episode: one for each joint of
             the hand, normal (K, J), or for each axis, (K, 3).
         contact_dims: condim that the object needs at least, for friction of that kind to exist.
+        ascends: a difficulty. A curriculum begins at the low limit, not at the nominal, and every
+            episode takes the upper bound instead of a draw.
     """
 
     name: str
@@ -103,11 +108,12 @@ class Parameter:
     limits: tuple[float, float]
     step: float
     source: str
-    kind: Literal["model", "actuation", "adversary", "observation"]
+    kind: Kind
     write: Callable[..., None] | None = None
     fields: tuple[str, ...] = ()
     normals: Literal["none", "joints", "axes"] = "none"
     contact_dims: int = 3
+    ascends: bool = False
 
     @property
     def needs_object(self) -> bool:
@@ -115,12 +121,15 @@ class Parameter:
 
     def range(self, step: float | None = None, limits: tuple[float, float] | None = None) -> Range:
         """As a curriculum sees it; a config's step does not change the unit of npd."""
+        low, high = self.limits if limits is None else limits
         return Range(
             self.name,
-            self.nominal,
+            low if self.ascends else self.nominal,
             self.step if step is None else step,
-            *(self.limits if limits is None else limits),
+            low,
+            high,
             scale=STEPS_PER_UNIT * self.step,
+            at_top=self.ascends,
         )
 
 

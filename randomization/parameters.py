@@ -11,6 +11,7 @@ range, the published 0.02 in normalised units.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 import mujoco
@@ -25,9 +26,27 @@ from .observation import OBSERVATION
 from .parameter import Parameter, Parts, nominal_field
 from .physics import PHYSICS
 
+TASK = (
+    Parameter(
+        "goal_angle",
+        "largest rotation from where the object is to its next goal; pi: goals are uniform",
+        "rad",
+        math.pi,
+        (0.4, math.pi),
+        0.05,
+        "the goal counts at .4 rad; widened from .7 rad in trials of ours",
+        "task",
+        ascends=True,
+    ),
+)
+
 CATALOGUE = {
-    parameter.name: parameter for parameter in (*PHYSICS, *ACTUATION, *ADVERSARY, *OBSERVATION)
+    parameter.name: parameter
+    for parameter in (*PHYSICS, *ACTUATION, *ADVERSARY, *OBSERVATION, *TASK)
 }
+
+WORLD = tuple(name for name, what in CATALOGUE.items() if what.kind != "task")
+"""Names of what every task may meet; the others make one task harder."""
 
 
 def find(name: str) -> Parameter:

@@ -22,7 +22,7 @@ from .diagnosis import Diagnosis
 from .draws import Draws
 from .episodes import Episodes
 from .observation import Observation
-from .parameter import Parameter, Parts, Plant, nominal_field
+from .parameter import Parameter, Parts, Plant
 from .parameters import check_scene, find
 
 SETTLE_MASKED = 16
@@ -64,8 +64,9 @@ class Randomizer:
         self._varies = len(varied) > 0
         self._by_kind: dict[str, list[Parameter]] = {
             kind: [what for what in varied if what.kind == kind]
-            for kind in ("model", "actuation", "adversary", "observation")
+            for kind in ("model", "actuation", "adversary", "observation", "task")
         }
+        self.task_parameters = tuple(what.name for what in self._by_kind["task"])
         fields = {field for what in varied for field in what.fields}
         self.model_fields = tuple(sorted(fields))
         self.contact_dims = max((what.contact_dims for what in varied), default=3)
@@ -84,7 +85,7 @@ class Randomizer:
         self._episodes = Episodes(sim.num_envs, len(self.parameters), sim.device)
         self._ends = 0
         self._sim, self._parts = sim, Parts.of(scene, sim.device)
-        self._make_rows()
+        self._make_rows(scene)
         self._joints = torch.as_tensor(scene.joint_qpos, device=sim.device)
         self._normals = {"none": None, "joints": len(scene.joint_qpos), "axes": 3}
         self._column = {what.name: i for i, what in enumerate(self.parameters)}
@@ -110,19 +111,21 @@ class Randomizer:
         names = {what.name for what in self._by_kind[kind]}
         return {what.name: what.limit_high for what in self.ranges if what.name in names}
 
-    def _make_rows(self) -> None:
+    def _make_rows(self, scene: Scene) -> None:
         """Room for the model fields of all environments, in one piece and as views of it."""
+        device, count = self._sim.device, self._sim.num_envs
         nominal = [
-            nominal_field(self._sim.model, name).to(self._sim.device) for name in self.model_fields
+            torch.from_numpy(scene.nominal(name, count)).to(device) for name in self.model_fields
         ]
-        count = self._sim.num_envs
-        flat = [values.flatten() for values in nominal]
-        empty = torch.zeros(0, dtype=torch.float64, device=self._sim.device)
-        self._nominal_row = torch.cat((empty, *flat))
-        self._all_rows = self._nominal_row.repeat(count, 1)
-        parts = self._all_rows.split([len(values) for values in flat], 1)
+        # (N, W), or (1, W) where all environments begin with the same
+        rows = 1 if not scene.variants else count
+        flat = [values.reshape(rows, -1) for values in nominal]
+        empty = torch.zeros(rows, 0, dtype=torch.float64, device=device)
+        self._nominal_rows = torch.cat((empty, *flat), 1)
+        self._all_rows = self._nominal_rows.expand(count, -1).clone()
+        parts = self._all_rows.split([values.shape[1] for values in flat], 1)
         self._rows = {
-            name: part.unflatten(1, values.shape) if values.ndim > 0 else part[:, 0]
+            name: part.unflatten(1, values.shape[1:]) if values.ndim > 1 else part[:, 0]
             for name, part, values in zip(self.model_fields, parts, nominal, strict=True)
         }
 
@@ -142,7 +145,8 @@ class Randomizer:
         Starting from the nominal model makes parameters that share a field combine, and keeps
         one episode's values out of the next.
         """
-        self._all_rows[: count(which)] = self._nominal_row
+        nominal = self._nominal_rows
+        self._all_rows[: count(which)] = nominal if len(nominal) == 1 else take(nominal, which)
         rows = {name: values[: count(which)] for name, values in self._rows.items()}
         for what in self._by_kind["model"]:
             assert what.write is not None
@@ -152,6 +156,9 @@ class Randomizer:
         for name, values in rows.items():
             put(self._sim.per_env(name), which, values)
         self._sim.commit(which)
+
+    def task_values(self) -> dict[str, Tensor]:
+        return {name: self.values[:, self._column[name]].float() for name in self.task_parameters}
 
     def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
         self._draws.end(which, scores, counted)

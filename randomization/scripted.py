@@ -143,6 +143,9 @@ class Scripted:
         self.scripts = tuple(scripts)
         self.model_fields = tuple(sorted(set().union(*(s.model_fields for s in self.scripts))))
         self.contact_dims = max(script.contact_dims for script in self.scripts)
+        self.task_parameters = tuple(
+            sorted({n for s in self.scripts for n in s.ranges if find(n).kind == "task"})
+        )
         self._first_seed = seed
 
     def attach(self, sim: BatchSim, scene: Scene, control_dt: float) -> None:
@@ -154,7 +157,9 @@ class Scripted:
         self._scene = scene
         generator = torch.Generator(sim.device)
         self._plant = Plant(sim, scene, Parts.of(scene, sim.device), control_dt, generator)
-        self._nominal = {name: nominal_field(sim, name) for name in self.model_fields}
+        self._nominal = {
+            name: torch.from_numpy(scene.nominal(name, sim.num_envs)) for name in self.model_fields
+        }
         self._empty = torch.zeros(sim.num_envs, 0, device=sim.device)
         self.play(self.scripts[0], self._first_seed)
 
@@ -168,7 +173,8 @@ class Scripted:
             raise ValueError("play: the simulation was made for other scripts")
         sim = self._plant.sim
         for name, nominal in self._nominal.items():
-            sim.per_env(name)[:] = nominal
+            live = sim.per_env(name)
+            live[:] = nominal.to(live.device, live.dtype).reshape(len(nominal), *live.shape[1:])
         sim.commit(torch.ones(sim.num_envs, dtype=torch.bool, device=sim.device))
         self._inner = script.randomizer()
         self._inner.attach(sim, self._scene, self._plant.control_dt)
@@ -188,6 +194,9 @@ class Scripted:
             layer.begin(which)
         if self._writes:
             self._plant.sim.commit(which)
+
+    def task_values(self) -> dict[str, Tensor]:
+        return self._inner.task_values()
 
     def end(self, which: Tensor, scores: Tensor, counted: Tensor) -> None:
         pass
@@ -237,7 +246,10 @@ class Scripted:
 
 
 def nominal_field(sim: BatchSim, name: str) -> Tensor:
-    """One environment's nominal values of a declared MjModel field, as `per_env` holds them."""
+    """One environment's nominal values of a declared MjModel field, as `per_env` holds them.
+
+    Of a field that all environments share, as those of the hand; others see `Scene.nominal`.
+    """
     live = sim.per_env(name)
     holder: Any = sim.model
     *owners, last = name.split(".")

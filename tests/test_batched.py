@@ -11,7 +11,7 @@ from widen.envs.perturbation import NoPerturbation
 from widen.envs.rotations import quat_angle
 from widen.envs.sim import SimConfig
 
-TASKS = ("cube_rotate", "fingertip_reach")
+TASKS = ("cube_reorient", "cube_rotate", "fingertip_reach")
 
 
 def make(task: str = "cube_rotate", num_envs: int = 8, seed: int = 0, **kwargs) -> BatchedEnv:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("configs", "envs", "randomization", "train", "deploy")
+FOLDERS = ("configs", "policies", "envs", "randomization", "train", "deploy")
 ARROWS = {
     "configs": (),
+    "policies": (),
     "envs": (),
     "randomization": ("envs",),
     "train": ("envs", "randomization"),

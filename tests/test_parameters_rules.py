@@ -28,7 +28,8 @@ def test_every_parameter_says_what_it_is() -> None:
         assert what.name == name
         assert what.summary
         assert what.source
-        assert low <= what.nominal < high
+        assert low <= what.nominal <= high
+        assert (what.nominal < high) != what.ascends
         assert 30 <= (high - low) / what.step <= 200
         assert (what.write is not None) == (what.kind == "model")
         assert what.fields or what.kind != "model"

@@ -12,7 +12,7 @@ from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.perturbation import NoPerturbation
 from widen.envs.sim import SimConfig, resolve_backend
 from widen.randomization.config import RandomizationConfig
-from widen.randomization.parameters import CATALOGUE
+from widen.randomization.parameters import WORLD
 from widen.randomization.randomizer import Randomizer
 
 
@@ -114,7 +114,7 @@ def test_auto_means_cpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_warp_finds_room_in_what_was_found() -> None:
     """Randomised to the limits, driven at random: nothing is lost, near pairs of geoms included."""
     pytest.importorskip("mujoco_warp")
-    names = [name for name in CATALOGUE if name != "action_latency"]
+    names = [name for name in WORLD if name != "action_latency"]
     entries = {"curriculum": "uniform", "parameters": dict.fromkeys(names)}
     env = BatchedEnv(
         "cube_rotate",

@@ -15,7 +15,7 @@ from torch import nn
 
 from widen.deploy.controller import run
 from widen.deploy.export import PolicyGraph, describe, export_policy
-from widen.deploy.goals import make_goals
+from widen.deploy.goals import RandomRotations, make_goals
 from widen.deploy.robot import Robot, load_robot
 from widen.deploy.runtime import OnnxPolicy
 from widen.deploy.sim_robot import SimRobot
@@ -59,7 +59,7 @@ def test_rotation_goals_are_those_of_the_task() -> None:
     scene = leap_scene()
     sim = CpuSim(scene.model, 1, threads=1, current_sensors=False)
     task = CubeRotate(scene, sim, torch.Generator().manual_seed(2))
-    goals = make_goals(CubeRotate.goal_rule(scene))
+    goals = make_goals(CubeRotate.goal_rule(scene, CubeRotate.settings))
     only = torch.tensor([0])
     qpos, qvel = task.reset(only)
     sim.reset(only, qpos, qvel)
@@ -80,6 +80,29 @@ def test_rotation_goals_are_those_of_the_task() -> None:
         sim.reset(only, qpos, qvel)
         successes += int(task.evaluate(torch.zeros(1, 16)).success)
     assert successes >= 8
+
+
+def test_random_goals_follow_a_reached_one_or_the_time_and_are_uniform() -> None:
+    rule = {"kind": "random_rotations", "reading": "g", "of": "o", "reached": 0.4, "seconds": 8.0}
+    goals = RandomRotations(rule, seed=0)
+    first = goals.update({"o": np.array([1.0, 0, 0, 0])}, 0.0)
+    opposite = np.array([-first[1], first[0], -first[3], first[2]])  # half a turn away
+    assert (goals.update({"o": opposite}, 7.9) == first).all()
+    second = goals.update({"o": opposite}, 8.0)
+    assert (second != first).any()
+    assert goals.reached == 0
+    near = np.zeros(4)
+    mujoco.mju_mulQuat(near, np.array([math.cos(0.19), 0, math.sin(0.19), 0]), second.astype(float))
+    third = goals.update({"o": -near}, 9.0)  # q and -q are one rotation
+    assert goals.reached == 1
+    goals.restart()
+    assert (goals.update({"o": opposite}, 9.1) != third).any()
+    assert goals.reached == 1
+    still = {"o": np.array([1.0, 0, 0, 0])}
+    drawn = np.array([goals.update(still, 100.0 * i) for i in range(2000)])
+    angles = np.sort(2.0 * np.arccos(np.abs(drawn[:, 0]).clip(max=1.0)))
+    share = (angles - np.sin(angles)) / np.pi
+    assert np.abs(share - (np.arange(2000) + 0.5) / 2000).max() < 1.95 / math.sqrt(2000)
 
 
 def test_point_goals_count_what_is_reached_and_move_on_in_time() -> None:

@@ -17,7 +17,7 @@ from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.sim import SimConfig
 from widen.envs.sim_cpu import CpuSim
 from widen.randomization.config import RandomizationConfig
-from widen.randomization.parameters import CATALOGUE
+from widen.randomization.parameters import CATALOGUE, WORLD
 from widen.randomization.randomizer import Randomizer
 from widen.train.config import dump_config, parse_config
 from widen.train.evaluate import evaluate
@@ -68,7 +68,7 @@ def test_untouched_environments_are_the_same_to_the_last_bit(
     is compared until its own first episode ends, and nothing random happens within it.
     """
     monkeypatch.setattr(CpuSim, "masked", masked)
-    parameters = list(CATALOGUE) if masked else MODEL
+    parameters = list(WORLD) if masked else MODEL
     envs = [make_env(parameters, 30) for _ in range(2)]
     saboteur = Saboteur(envs[0], every=20)
     size, count = (0.3, 70) if masked else (0.03, 50)
@@ -91,7 +91,7 @@ def test_untouched_environments_are_the_same_to_the_last_bit(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_all_stays_finite_with_every_parameter(backend: str) -> None:
-    env = make_env(list(CATALOGUE), 10, backend)
+    env = make_env(list(WORLD), 10, backend)
     saboteur = Saboteur(env, every=10)
     for _ in steps(env, 35, 0.5):
         pass

@@ -27,6 +27,8 @@ from widen.randomization.randomizer import Randomizer
 
 _CTRL = int(mujoco.mjtState.mjSTATE_CTRL)
 _SPREAD = 0.6  # of the normally distributed actions
+PARAMETERS = tuple(name for name, what in CATALOGUE.items() if what.kind != "task")
+"""every parameter that cube_rotate knows: those of tasks belong to others"""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,21 @@ class CostSize:
 COST = CostSize()
 
 
-def bench_env(num_envs: int, parameters: Iterable[str]) -> BatchedEnv:
-    """cube_rotate with these parameters uniform over their whole limits."""
+def bench_env(num_envs: int, parameters: Iterable[str], threads: int = 0) -> BatchedEnv:
+    """cube_rotate with these parameters uniform over their whole limits.
+
+    Args:
+        num_envs: how many.
+        parameters: names; none for the nominal task.
+        threads: that step simulations; 0: one per processor.
+    """
     config = RandomizationConfig.model_validate(
         {"curriculum": "uniform", "parameters": dict.fromkeys(parameters)}
     )
     return BatchedEnv(
         "cube_rotate",
         config=EnvConfig(num_envs=num_envs),
-        sim=SimConfig(backend="cpu"),
+        sim=SimConfig(backend="cpu", threads=threads),
         perturbation=Randomizer(config) if config.parameters else None,
         stagger=True,
     )
@@ -172,7 +180,7 @@ def against_bare(env: BatchedEnv, steps: int, blocks: int) -> tuple[float, float
     bare, generator, pairs = Bare(env), torch.Generator().manual_seed(0), []
     env.reset()
     for block in range(-3, blocks):  # the first ones spread the episodes and warm the caches
-        ours = env_block(env, _actions(env, steps, generator))
+        ours = env_block(env, random_actions(env, steps, generator))
         bare_seconds = bare.repeat(ours.steps)
         if block >= 0:
             pairs.append((float(ours.seconds.sum()), bare_seconds))
@@ -180,7 +188,8 @@ def against_bare(env: BatchedEnv, steps: int, blocks: int) -> tuple[float, float
     return env.num_envs * steps / median(bare_s for _, bare_s in pairs), ratio
 
 
-def _actions(env: BatchedEnv, steps: int, generator: torch.Generator) -> Tensor:
+def random_actions(env: BatchedEnv, steps: int, generator: torch.Generator) -> Tensor:
+    """Normally distributed actions (steps, N, nu)."""
     return _SPREAD * torch.randn(steps, env.num_envs, env.num_actions, generator=generator)
 
 
@@ -188,7 +197,7 @@ def parameter_costs(size: CostSize = COST) -> list[dict[str, Any]]:
     """What a step of the batch takes longer with each parameter alone than with none [ms].
 
     Returns:
-        For every parameter of the catalogue its name, kind, "ms_per_batch_step" (the toolkit's
+        For every one of PARAMETERS its name, kind, "ms_per_batch_step" (the toolkit's
         own work: drawing, resets, observations, everything outside of the simulation) and
         "simulation_ms" (what the physics takes longer, as where contacts also roll). Medians over
         pairs of neighbouring blocks, one with the parameter and one with none, of medians over
@@ -198,7 +207,7 @@ def parameter_costs(size: CostSize = COST) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     try:
         none = _warm(size, ())
-        return [_cost(name, none, size) for name in CATALOGUE]
+        return [_cost(name, none, size) for name in PARAMETERS]
     finally:
         torch.set_num_threads(threads)
 
@@ -207,7 +216,7 @@ def _cost(name: str, none: BatchedEnv, size: CostSize) -> dict[str, Any]:
     env, generator = _warm(size, (name,)), torch.Generator().manual_seed(1)
     pairs = []
     for _ in range(size.blocks):
-        both = (env_block(one, _actions(one, size.block, generator)) for one in (none, env))
+        both = (env_block(one, random_actions(one, size.block, generator)) for one in (none, env))
         pairs.append([_milliseconds(block) for block in both])
     without, alone = np.array(pairs).transpose(1, 0, 2)
     own, simulation = np.median(alone - without, axis=0)
@@ -222,7 +231,7 @@ def _cost(name: str, none: BatchedEnv, size: CostSize) -> dict[str, Any]:
 def _warm(size: CostSize, names: Iterable[str]) -> BatchedEnv:
     env = bench_env(size.num_envs, names)
     env.reset()
-    for action in _actions(env, size.warm_up, torch.Generator().manual_seed(0)):
+    for action in random_actions(env, size.warm_up, torch.Generator().manual_seed(0)):
         env.step(action)
     return env
 

@@ -14,7 +14,8 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from widen.envs.cube_rotate import DROPPED, FREE_OFFSET, REACHED, TURN, CubeRotate
+from widen.envs.cube import SETTINGS
+from widen.envs.cube_rotate import TURN, CubeRotate
 from widen.envs.hand import load_hand
 from widen.envs.scene import build_scene
 
@@ -98,12 +99,13 @@ class CubeRotateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         quat = _floats(self._cube_quat)
         distance = _angle(quat, self._goal)
         offset = math.dist(self._cube_pos.tolist(), self._nest.tolist())
-        success, dropped = distance < REACHED, offset > DROPPED
+        success = distance < SETTINGS["success_angle"]
+        dropped = offset > SETTINGS["drop_distance"]
         weight = self._weights
         reward = (
             weight["rotation"] * (self._distance - distance)
             + weight["goal"] * success
-            + weight["offset"] * max(offset - FREE_OFFSET, 0.0)
+            + weight["offset"] * max(offset - CubeRotate.free_offset, 0.0)
             + weight["action"] * float(self._action @ self._action)
             + weight["tilt"] * 2.0 * (quat[1] ** 2 + quat[2] ** 2)
             + weight["drop"] * dropped
@@ -121,7 +123,8 @@ class CubeRotateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         frame[nu : 2 * nu] = 5.0 * (self._target - self._joints)
         frame[2 * nu : 3 * nu] = self._action
         frame[3 * nu : 3 * nu + 3] = 20.0 * (self._cube_pos - self._nest)
-        frame[3 * nu + 3 :] = _columns(quat) + _columns(_times(self._goal, (w, -x, -y, -z)))
+        left_to_do = _times(self._goal, (w, -x, -y, -z))
+        frame[3 * nu + 3 :] = _columns(_upright(quat)) + _columns(left_to_do)
 
 
 def _floats(quat: np.ndarray) -> Quat:
@@ -148,6 +151,21 @@ def _angle(p: Quat, q: Quat) -> float:
     """Angle [rad] of the rotation between p and q."""
     w, x, y, z = _times(p, (q[0], -q[1], -q[2], -q[3]))
     return 2.0 * math.atan2(math.hypot(x, y, z), abs(w))
+
+
+def _upright(quat: Quat) -> Quat:
+    """Of the 24 rotations under which the cube looks the same, the one by the smallest angle.
+
+    The symmetry to undo is the one nearest to `quat`: its components are equal or 0, as many of
+    the largest of `quat` as bring it nearest, with their signs.
+    """
+    order = sorted(range(4), key=lambda i: -abs(quat[i]))
+    size = [abs(quat[i]) for i in order]
+    nearness = (size[0], math.sqrt(0.5) * (size[0] + size[1]), 0.5 * sum(size))
+    count = (1, 2, 4)[nearness.index(max(nearness))]
+    part = 1.0 / math.sqrt(count)
+    w, x, y, z = (math.copysign(part, quat[i]) if i in order[:count] else 0.0 for i in range(4))
+    return _times(quat, (w, -x, -y, -z))
 
 
 def _columns(quat: Quat) -> tuple[float, ...]:

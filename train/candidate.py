@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from widen.envs.batched import BatchedEnv, EnvConfig
+from widen.envs.objects import ObjectChoice
 from widen.envs.perturbation import Perturbation
 from widen.envs.sim import SimConfig
 from widen.envs.task import task_class
@@ -36,7 +37,7 @@ class Candidate:
     digest: str
     task: str
     hand: str
-    object: str | None
+    object: ObjectChoice
     env: EnvConfig
     sim: SimConfig
     ranges: list[dict[str, Any]]

@@ -27,14 +27,20 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+_SHIPPED = "the name of a shipped one: widen list policies."
 Subject = Annotated[
-    Path, typer.Argument(metavar="RUN|POLICY.onnx", help="A run folder, or an exported policy.")
+    str,
+    typer.Argument(
+        metavar="RUN|POLICY.onnx|NAME", help=f"A run folder, an exported policy, or {_SHIPPED}"
+    ),
 ]
 Backend = Annotated[
     str | None,
     typer.Option(metavar="auto|cpu|warp", help="What simulates; default as the run was."),
 ]
-Policy = Annotated[Path, typer.Argument(metavar="POLICY.onnx", help="An exported policy.")]
+Policy = Annotated[
+    str, typer.Argument(metavar="POLICY.onnx|NAME", help=f"An exported policy, or {_SHIPPED}")
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,11 +159,14 @@ def evaluate_policy(
     if randomization not in ("none", "current", "exam"):
         raise ValueError(f"--randomization {randomization}: expected none, current or exam")
     from .cli_policy import open_trial
+    from .cli_subject import find_subject
+
+    tried = find_subject(subject)  # before the seconds that torch takes to be imported
     from .evaluate import evaluate
 
-    env, step = open_trial(subject, episodes, randomization, backend)
+    env, step = open_trial(tried.path, episodes, randomization, backend)
     result = evaluate(env, step, episodes)
-    about = {"policy": str(subject), "randomization": randomization}
+    about = {"policy": tried.name, "randomization": randomization}
     show.emit({**about, **result}, as_json, show.evaluation)
 
 
@@ -182,15 +191,21 @@ def exam(
         ),
     ] = None,
     backend: Backend = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where results are kept."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Examine a policy: held-out world, bounds, events, finer simulation. Goes on where it stopped.
 
-    Results are in RUN/exam.json, or beside the policy in POLICY.exam.json.
+    Results are in RUN/exam.json, or beside the policy in POLICY.exam.json; those of a shipped
+    policy in NAME.exam.json in the present folder.
     """
     from .cli_exam import exam
+    from .cli_subject import find_subject
 
-    result = exam(subject, episodes, seconds, conditions, backend)
+    result = exam(find_subject(subject), episodes, seconds, conditions, backend, output)
     show.emit(result, as_json, show_exam.table)
 
 
@@ -219,8 +234,9 @@ def play(
     if viewer:
         player.check_display()
     from .cli_policy import open_trial
+    from .cli_subject import find_subject
 
-    trial = open_trial(subject, 1, "none", backend)
+    trial = open_trial(find_subject(subject).path, 1, "none", backend)
     if video is not None:
         last = player.film(trial, seconds, video)
     elif viewer:
@@ -262,7 +278,9 @@ def verify(policy: Policy, as_json: Json = False) -> None:
     from widen.deploy.contract import TOLERANCE
     from widen.deploy.runtime import OnnxPolicy
 
-    loaded = OnnxPolicy(policy)
+    from .cli_subject import find_policy
+
+    loaded = OnnxPolicy(find_policy(policy).path)
     error = loaded.verify()
     ok = error <= TOLERANCE
     finite = error if error < float("inf") else None
@@ -293,25 +311,27 @@ def run(
     from widen.deploy.runtime import OnnxPolicy
 
     from .cli_policy import make_robot
+    from .cli_subject import find_policy
 
-    loaded = OnnxPolicy(policy)
+    subject = find_policy(policy)
+    loaded = OnnxPolicy(subject.path)
     # stdout is the result's: a user's robot may print
     with contextlib.redirect_stdout(sys.stderr):
         report = control(loaded, make_robot(robot, loaded.contract), seconds, dry_run=dry_run)
-    show.emit({"policy": str(policy), "robot": robot, **report.as_dict()}, as_json, show.run)
+    show.emit({"policy": subject.name, "robot": robot, **report.as_dict()}, as_json, show.run)
 
 
 @app.command("list")
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="tasks|hands|parameters|configs")],
+    kind: Annotated[str, typer.Argument(metavar="tasks|objects|hands|parameters|configs|policies")],
     as_json: Json = False,
 ) -> None:
-    """List the names that a config may use."""
+    """List the names that a config may use, and the policies that are shipped."""
     from .cli_lists import LISTS
 
     if kind not in LISTS:
         raise ValueError(f"list {kind}: unknown; expected {near(kind, LISTS)}")
-    show.emit(LISTS[kind](), as_json, show.names)
+    show.emit(LISTS[kind](), as_json, show.policies if kind == "policies" else show.names)
 
 
 @app.command()

@@ -10,23 +10,27 @@ from .cli_errors import Told
 
 if TYPE_CHECKING:
     from .candidate import Candidate
+    from .cli_subject import Subject
 
 
 def exam(
-    subject: Path,
+    subject: Subject,
     episodes: int | None,
     seconds: float | None,
     conditions: str | None,
     backend: str | None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
     """Examine a run or a policy; a run's policy.onnx is then written anew with the results.
 
     Args:
-        subject: a run folder, or an exported policy.
+        subject: a run, or a policy.
         episodes: per condition; None for the default.
         seconds: of the short episodes; None for the default.
         conditions: names with commas between them; None for all.
         backend: what simulates.
+        output: where the results are kept; the run's folder then stays as it is. None for a file
+            beside the subject, or for a shipped policy in the present folder.
 
     Returns:
         The content of the exam's file.
@@ -39,9 +43,9 @@ def exam(
     from .cli_policy import open_candidate
     from .exam import EPISODES, examine
     from .exam_conditions import SHORT_SECONDS, syllabus
-    from .exam_file import ExamFile, exam_path
+    from .exam_file import ExamFile
 
-    candidate = open_candidate(subject, backend)
+    candidate = open_candidate(subject.path, backend, subject.name)
     plan = syllabus(
         candidate.ranges,
         1.0 / candidate.env.control_hz,
@@ -52,7 +56,7 @@ def exam(
     chosen = plan.conditions
     if conditions is not None:
         chosen = plan.select([name.strip() for name in conditions.split(",")])
-    file = ExamFile(exam_path(subject), candidate.digest)
+    file = ExamFile(output or _place(subject, candidate.digest), candidate.digest)
     done = 0
 
     def told(count: int, total: int, row: dict[str, Any]) -> None:
@@ -62,13 +66,31 @@ def exam(
 
     try:
         content = examine(candidate, plan, chosen, episodes or EPISODES, file, told)
-        if subject.is_dir():
-            _write_into_policy(subject, candidate, content)
+        if subject.path.is_dir() and output is None:
+            _write_into_policy(subject.path, candidate, content)
     except KeyboardInterrupt:
         kept = f"; {done} of {len(chosen)} conditions are in {file.path}, the same command goes on"
         print(f"interrupted{kept if done else ''}", file=sys.stderr)
         raise Told(130) from None
     return content
+
+
+def _place(subject: Subject, digest: str) -> Path:
+    """Where results go if the user does not say it.
+
+    Raises:
+        ValueError: a file of that name in the present folder is of another policy than the
+            shipped one, say of one's own that is called alike.
+    """
+    from .exam_file import exam_path, read_exam
+
+    if not subject.shipped:
+        return exam_path(subject.path)
+    place = Path(f"{subject.name}.exam.json")
+    before = read_exam(place)
+    if before is not None and before.get("policy_sha256") != digest:
+        raise ValueError(f"{place} is the exam of another policy: expected -o with a new name")
+    return place
 
 
 def _check(episodes: int | None, seconds: float | None) -> None:

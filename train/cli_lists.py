@@ -1,4 +1,4 @@
-"""What a config may name."""
+"""What a config may name, and the policies that are shipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 Rows = list[dict[str, Any]]
+
+_FIGURES = ("episodes", "episode_seconds", "goals_mean", "goals_ci", "drop_rate", "drop_ci")
 
 
 def tasks() -> Rows:
@@ -22,6 +24,22 @@ def tasks() -> Rows:
             "rewards": list(kind.weights),
         }
         for name, kind in kinds.items()
+    ]
+
+
+def objects() -> Rows:
+    """name, summary, size (its lengths along x, y and z [m]), mass [kg], friction."""
+    from widen.envs.objects import OBJECTS
+
+    return [
+        {
+            "name": name,
+            "summary": what.summary,
+            "size": [round(2.0 * half, 9) for half in what.half_size],
+            "mass": what.mass,
+            "friction": what.friction,
+        }
+        for name, what in OBJECTS.items()
     ]
 
 
@@ -55,9 +73,35 @@ def configs() -> Rows:
     return [{"name": name, "summary": summary} for name, summary in shipped_configs().items()]
 
 
+def policies() -> Rows:
+    """name, summary, task, training seconds [s] and steps, goals per episode in two worlds.
+
+    Figures are those of the policy's exam; held_out is the world of `docs/exam.md`.
+    """
+    from .cli_subject import shipped_policies
+
+    return [
+        {
+            "name": name,
+            "summary": about["summary"],
+            "task": about["task"],
+            "training_seconds": about["training"]["seconds"],
+            "training_steps": about["training"]["steps"],
+            **{
+                world: {key: row[key] for key in _FIGURES}
+                for row in about["exam"]["conditions"]
+                if (world := row["name"]) in ("nominal", "held_out")
+            },
+        }
+        for name, about in shipped_policies().items()
+    ]
+
+
 LISTS: dict[str, Callable[[], Rows]] = {
     "tasks": tasks,
+    "objects": objects,
     "hands": hands,
     "parameters": parameters,
     "configs": configs,
+    "policies": policies,
 }

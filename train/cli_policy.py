@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from widen.deploy.robot import Robot
     from widen.deploy.runtime import OnnxPolicy
     from widen.envs.batched import BatchedEnv
+    from widen.envs.objects import ObjectChoice
     from widen.envs.perturbation import Perturbation
     from widen.envs.sim import SimConfig
 
@@ -36,8 +37,16 @@ def open_trial(path: Path, episodes: int, randomization: str, backend: str | Non
     """
     from .evaluate import MOST_ENVS
 
-    candidate = open_candidate(path, backend)
-    return candidate.open(_perturbation(candidate, randomization), min(episodes, MOST_ENVS))
+    candidate, num_envs = open_candidate(path, backend), min(episodes, MOST_ENVS)
+    tell_of_missing(candidate.object, num_envs)
+    return candidate.open(_perturbation(candidate, randomization), num_envs)
+
+
+def tell_of_missing(choice: ObjectChoice, num_envs: int) -> None:
+    """A line for the user if so few environments do not hold every object of a policy."""
+    if isinstance(choice, list) and len(choice) > num_envs:
+        met = f"the first {num_envs} are" if num_envs > 1 else "the first is"
+        print(f"of the policy's {len(choice)} objects only {met} here", file=sys.stderr)
 
 
 def _perturbation(candidate: Candidate, randomization: str) -> Perturbation | None:
@@ -54,12 +63,13 @@ def _perturbation(candidate: Candidate, randomization: str) -> Perturbation | No
     return None
 
 
-def open_candidate(path: Path, backend: str | None = None) -> Candidate:
+def open_candidate(path: Path, backend: str | None = None, name: str | None = None) -> Candidate:
     """The policy of a run, its newest, or of a file.
 
     Args:
         path: a run folder, or an exported policy.
         backend: what simulates; None for the run's own, or what there is.
+        name: what results call it; None for its path.
 
     Raises:
         ValueError: there is no run or policy at `path`, or it is damaged; the backend is not to
@@ -71,13 +81,13 @@ def open_candidate(path: Path, backend: str | None = None) -> Candidate:
     if path.is_file() or path.suffix == ".onnx":
         from widen.deploy.runtime import OnnxPolicy
 
-        return _of_file(OnnxPolicy(path), backend)
+        return _of_file(OnnxPolicy(path), backend, name or str(path))
     from .candidate import of_run
     from .run_folder import RunFolder
     from .trained import Trained
 
     trained = Trained.restore(RunFolder.open(path))
-    return of_run(trained, str(path), _trial_sim(trained.config.sim, backend))
+    return of_run(trained, name or str(path), _trial_sim(trained.config.sim, backend))
 
 
 def _trial_sim(sim: SimConfig, backend: str | None) -> SimConfig:
@@ -98,12 +108,12 @@ def _trial_sim(sim: SimConfig, backend: str | None) -> SimConfig:
     return sim
 
 
-def _of_file(policy: OnnxPolicy, backend: str | None) -> Candidate:
+def _of_file(policy: OnnxPolicy, backend: str | None, name: str) -> Candidate:
     from .candidate import Candidate
 
     contract, config = policy.contract, _training_config(policy)
     return Candidate(
-        str(policy.path),
+        name,
         _digest(policy),
         contract.task,
         contract.hand,
@@ -181,10 +191,12 @@ def make_robot(name: str, contract: Contract) -> Robot:
     from widen.deploy.sim_robot import SimRobot
     from widen.envs.hand import load_hand
     from widen.envs.scene import build_scene
+    from widen.envs.task import task_class
 
     trained = yaml.safe_load(contract.training.get("config") or "{}").get("sim", {})
+    tell_of_missing(contract.object, 1)
     scene = build_scene(
-        load_hand(contract.hand),
+        load_hand(contract.hand).posed(task_class(contract.task).pose),
         contract.object,
         timestep=contract.control_period / trained.get("substeps", 3),
         iterations=trained.get("iterations", 20),

@@ -79,7 +79,8 @@ def _trained(result: dict[str, Any]) -> str:
 
 
 def evaluation(result: dict[str, Any]) -> None:
-    world = "the nominal world" if result["randomization"] == "none" else "the run's ranges"
+    worlds = {"none": "nominal world", "current": "run's ranges", "exam": "held-out world"}
+    world = f"the {worlds[result['randomization']]}"
     print(
         f"{result['policy']}: {result['goals_mean']:.2f} goals per episode in {world}"
         f" (median {result['goals_median']:g}, {100 * result['drop_rate']:.1f} % dropped,"
@@ -106,7 +107,7 @@ def verification(result: dict[str, Any]) -> None:
     rows = [
         {"what": "task", "value": contract["task"]},
         {"what": "hand", "value": contract["hand"]},
-        {"what": "object", "value": contract["object"] or "none"},
+        {"what": "object", "value": _objects(contract["object"])},
         {"what": "rate", "value": f"{1 / contract['control_period']:g} Hz"},
         {"what": "reads", "value": ", ".join(map(_reading, contract["readings"]))},
         {"what": "commands", "value": ", ".join(contract["joints"])},
@@ -115,6 +116,16 @@ def verification(result: dict[str, Any]) -> None:
         {"what": "examined", "value": in_brief(contract["exam"])},
     ]
     table(rows)
+
+
+def _objects(choice: Any) -> str:
+    """A name, name (size 0.05, mass 0.1), or several of these."""
+    if isinstance(choice, list):
+        return ", ".join(map(_objects, choice))
+    if isinstance(choice, dict):
+        rest = ", ".join(f"{key} {value}" for key, value in choice.items() if key != "name")
+        return f"{choice.get('name')} ({rest})" if rest else str(choice.get("name"))
+    return choice or "none"
 
 
 def _reading(reading: dict[str, Any]) -> str:
@@ -136,12 +147,36 @@ def run(result: dict[str, Any]) -> None:
 
 def names(rows: list[dict[str, Any]]) -> None:
     """A table of what a person chooses by, one for each kind; --json tells the rest."""
-    columns = [key for key in ("name", "unit", "nominal", "limits", "summary") if key in rows[0]]
+    wanted = ("name", "unit", "nominal", "limits", "size", "mass", "summary")
+    columns = [key for key in wanted if key in rows[0]]
     for kind in dict.fromkeys(row.get("kind") for row in rows):
         of_kind = [row for row in rows if row.get("kind") == kind]
         if kind is not None:
             print(f"{kind} ({len(of_kind)})")
         table([{key: _short(row[key]) for key in columns} for row in of_kind])
+
+
+def policies(rows: list[dict[str, Any]]) -> None:
+    """A table of the shipped policies; goals are those per episode."""
+    from .progress import format_duration
+
+    table(
+        [
+            {
+                "name": row["name"],
+                "task": row["task"],
+                "training": format_duration(row["training_seconds"]),
+                "nominal": _goals(row["nominal"]),
+                "held-out": _goals(row["held_out"]),
+                "summary": row["summary"],
+            }
+            for row in rows
+        ]
+    )
+
+
+def _goals(figures: dict[str, Any]) -> str:
+    return f"{figures['goals_mean']:.1f} in {figures['episode_seconds']:g} s"
 
 
 def _short(value: Any) -> str:

@@ -8,12 +8,20 @@ import typing
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from widen.envs.batched import EnvConfig
+from widen.envs.objects import ObjectChoice, check_objects
 from widen.envs.sim import SimConfig
 from widen.randomization.config import RandomizationConfig
 
@@ -50,8 +58,9 @@ class RunConfig(BaseModel):
     """name of a task; `widen list tasks`"""
     hand: str = "leap"
     """name of a hand, menagerie:NAME, or the path of an MJCF file; `widen list hands`"""
-    object: str | None = None
-    """name of an object; null: the task's own"""
+    object: Annotated[ObjectChoice, BeforeValidator(check_objects)] = None
+    """name of an object, `widen list objects`; a mapping {name, size, mass, friction}; or a list of
+    these, which go round the environments; null: the task's own"""
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     """of everything random"""
     env: EnvConfig = EnvConfig()
@@ -61,6 +70,16 @@ class RunConfig(BaseModel):
     ppo: PPOConfig = PPOConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _room_for_objects(self) -> RunConfig:
+        count = len(self.object) if isinstance(self.object, list) else 1
+        if count > self.env.num_envs:
+            raise ValueError(
+                f"object: {count} objects need as many environments, got env.num_envs"
+                f" {self.env.num_envs}"
+            )
+        return self
 
 
 class _Loader(yaml.SafeLoader):
@@ -140,6 +159,8 @@ def describe(error: ValidationError) -> str:
         near = difflib.get_close_matches(path[-1], names, 3, 0.5) or sorted(names)
         return f"{key}: unknown key; expected {_one_of(near)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if key and message.startswith((f"{key}:", f"{key}.")):
+        return message  # it names its key in full
     if first["type"] in ("value_error", "missing"):
         # a model's own check begins with the key inside it, and perhaps with the model's
         message = message.removeprefix(f"{path[-1]}.") if path else message

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from widen.envs.batched import BatchedEnv, EnvConfig, Obs, StepResult
+from widen.envs.objects import ObjectChoice
 from widen.envs.sim import SimConfig
 from widen.randomization.config import RandomizationConfig
 from widen.randomization.randomizer import Randomizer
@@ -42,7 +43,7 @@ def ranges_config(table: Iterable[dict[str, Any]]) -> RandomizationConfig:
 def evaluation_env(
     task: str,
     hand: str,
-    object_name: str | None,
+    object_name: ObjectChoice,
     env: EnvConfig,
     sim: SimConfig,
     randomization: RandomizationConfig,

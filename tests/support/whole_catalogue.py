@@ -12,11 +12,14 @@ from widen.randomization.parameters import CATALOGUE, check_scene
 
 @functools.cache
 def parameters_of(task: str) -> tuple[str, ...]:
-    """Names of the whole catalogue, less those that a scene without an object cannot have."""
-    thing = task_class(task).object
+    """Names of the whole catalogue, less what is another task's and what a scene without an object cannot have."""
+    kind = task_class(task)
+    thing = kind.object
     scene = build_scene(load_hand("leap"), thing, timestep=1 / 60)
     names = []
-    for name in CATALOGUE:
+    for name, what in CATALOGUE.items():
+        if what.kind == "task" and name not in kind.parameters:
+            continue
         try:
             check_scene([name], scene)
         except ValueError as error:

@@ -1,0 +1,72 @@
+"""cube_reorient: bring a cube to any rotation, again and again, without dropping it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cube import SETTINGS, CubeTask
+from .layout import GOAL_QUAT, OBJECT_QUAT
+from .rotations import quat_mul, random_rotation
+from .scene import Scene
+
+
+class CubeReorient(CubeTask):
+    """Goals uniform over all rotations; the episode ends with a drop or a goal not reached in time.
+
+    `goal_angle` (N,) limits the rotation from where the object is to the next goal [rad]; at pi,
+    the nominal value, goals do not depend on where the object is.
+    """
+
+    summary = "bring a cube to successive rotations, uniform over all of them"
+    object = "cube_small"
+    pose = "cradle"
+    episode_seconds = 60.0
+    free_offset = 0.02
+    weights = {  # noqa: RUF012 - read only, declared ClassVar in Task
+        "rotation": 10.0,  # rad turned toward the goal
+        "goal": 5.0,
+        "offset": -3.0,  # m beyond free_offset
+        "action": -0.002,
+        "drop": -5.0,  # more teaches to hold still
+    }
+    settings = {**SETTINGS, "goal_seconds": 8.0}  # noqa: RUF012
+    parameters = ("goal_angle",)
+    state = ("goal", "distance", "since", "goal_angle")
+
+    def __init__(
+        self,
+        scene: Scene,
+        sim: Any,
+        generator: torch.Generator,
+        settings: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(scene, sim, generator, settings)
+        self.goal_angle = torch.full((sim.num_envs,), math.pi, device=sim.device)
+        self.since = torch.zeros(sim.num_envs, device=sim.device)  # steps since the last goal
+
+    @classmethod
+    def goal_rule(cls, scene: Scene, settings: Mapping[str, float]) -> dict[str, Any]:
+        rule = {"kind": "random_rotations", "reading": GOAL_QUAT.name, "of": OBJECT_QUAT.name}
+        return {**rule, "reached": settings["success_angle"], "seconds": settings["goal_seconds"]}
+
+    def start_quat(self, count: int) -> Tensor:
+        """Any; in the nest the cube comes to lie on some side or edge."""
+        whole = torch.full((count,), math.pi, device=self.sim.device, dtype=torch.float64)
+        return random_rotation(whole, self.generator)
+
+    def next_goal(self, quat: Tensor, goal: Tensor | None, which: Tensor | None) -> Tensor:
+        turn = random_rotation(self.goal_angle[self.rows(which)], self.generator)
+        return quat_mul(turn, quat)
+
+    def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
+        self.since[env_ids] = 0.0
+        return super().reset(env_ids)
+
+    def expired(self, success: Tensor) -> Tensor:
+        self.since = torch.where(success, 0.0, self.since + 1.0)
+        return self.since >= round(self.set_to["goal_seconds"] / self.control_dt)
