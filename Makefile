@@ -1,4 +1,5 @@
 # make train: set up and train the quick-start; make test: set up and run the tests.
+# make bench BENCH="--only layers,score": measure this machine; see benchmarks/README.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,11 +19,11 @@ test-slow: $(READY)
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build && $(BIN)/python -m pip install -q --no-deps --target build/typed .
+	rm -rf build/typed build/lib build/bdist.* && $(BIN)/python -m pip install -q --no-deps --target build/typed .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(READY)
-	$(BIN)/widen bench
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 setup: $(READY)
 

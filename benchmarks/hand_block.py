@@ -117,7 +117,8 @@ def worker(python: Path, settings: dict[str, Any]) -> Iterator[Worker]:
                 yield Worker(process, log)
                 assert process.stdin is not None
                 process.stdin.close()  # it ends by itself, with its own subprocesses
-                process.wait(30)
+                with suppress(subprocess.TimeoutExpired):  # what it measured is here already
+                    process.wait(30)
             finally:
                 process.kill()
                 process.wait()
@@ -129,9 +130,10 @@ def measure(args: Arguments) -> Report:
     import torch
 
     from widen.envs.sim_cpu import processors
+    from widen.train.accelerate import torch_threads
     from widen.train.bench import Size
     from widen.train.bench_cost import bench_env, random_actions
-    from widen.train.bench_training import learn, make_ppo, torch_alone
+    from widen.train.bench_training import learn, make_ppo
 
     tiny = ("env.num_envs=8", "ppo.steps=4", "ppo.threads=1")
     config = Size(overrides=tiny if args.smoke else ()).config()
@@ -156,7 +158,7 @@ def measure(args: Arguments) -> Report:
     ours: list[float] = []
     theirs: list[dict[str, Any]] = []
     vectors: list[float] = []
-    with worker(python_of(args.env), settings) as other, torch_alone():
+    with worker(python_of(args.env), settings) as other, torch_threads(1):
         for _ in range(rounds):
             ours.append(_rate(env, random_actions(env, config.ppo.steps, generator)))
             theirs.append(other.ask("alone"))
@@ -164,45 +166,55 @@ def measure(args: Arguments) -> Report:
         ppo = make_ppo(env, config)
         ours_trained = median(learn(ppo, 2 * samples) for _ in range(rounds))
         trained = other.ask("train")["steps_per_s"]
-    alone = {key: median(one[key] for one in theirs) for key in ("steps_per_s", "over_bare")}
-    hz, substeps = theirs[0]["control_hz"], theirs[0]["substeps"]
-    our_hz = env.config.control_hz
-    name = "HandManipulateBlock"
+    single = {key: median(one[key] for one in theirs) for key in ("steps_per_s", "over_bare")}
+    return reported(
+        {
+            "env_steps_per_s": median(ours),
+            "train_steps_per_s": ours_trained,
+            "control_hz": env.config.control_hz,
+            "substeps": env.substeps,
+            "theirs": {**theirs[0], **single},
+            "their_vector_steps_per_s": median(vectors),
+            "their_train_steps_per_s": trained,
+            "processes": processes,
+        }
+    )
+
+
+def reported(found: dict[str, Any]) -> Report:
+    """The table and the summary of the figures."""
+    theirs, name, vector = found["theirs"], "HandManipulateBlock", found["processes"]
+    our_rates = found["control_hz"], found["substeps"]
+    their_rates = theirs["control_hz"], theirs["substeps"]
+    share = f"{theirs['over_bare']:.2f}"
     table = [
-        ("widen cube_rotate, environment", median(ours), our_hz, env.substeps, ""),
-        ("widen cube_rotate, training", ours_trained, our_hz, env.substeps, ""),
-        (f"{name}, one", alone["steps_per_s"], hz, substeps, f"{alone['over_bare']:.2f}"),
-        (f"{name}, SubprocVecEnv({processes})", median(vectors), hz, substeps, ""),
-        (f"{name}, SubprocVecEnv({processes}), training", trained, hz, substeps, ""),
+        ("widen cube_rotate, environment", found["env_steps_per_s"], our_rates, ""),
+        ("widen cube_rotate, training", found["train_steps_per_s"], our_rates, ""),
+        (f"{name}, one", theirs["steps_per_s"], their_rates, share),
+        (f"{name}, SubprocVecEnv({vector})", found["their_vector_steps_per_s"], their_rates, ""),
+        (f"{name}, the same, training", found["their_train_steps_per_s"], their_rates, ""),
     ]
     rows = [
-        (name, thousands(rate), f"{rate / hz:.1f}", thousands(rate * substeps), share)
-        for name, rate, hz, substeps, share in table
+        (what, thousands(rate), f"{rate / hz:.1f}", thousands(rate * substeps), part)
+        for what, rate, (hz, substeps), part in table
     ]
-    figures = {
-        "env_steps_per_s": median(ours),
-        "train_steps_per_s": ours_trained,
-        "theirs": {**alone, "control_hz": hz, "substeps": substeps},
-        "theirs_vector_steps_per_s": median(vectors),
-        "theirs_train_steps_per_s": trained,
-        "their_versions": theirs[0]["versions"],
-        "processes": processes,
-    }
-    versions = ", ".join(f"{name} {version}" for name, version in theirs[0]["versions"].items())
+    versions = ", ".join(f"{what} {version}" for what, version in theirs["versions"].items())
     title = f"Against gymnasium-robotics ({versions})"
     headings = ("", "steps/s", "hand's time / s", "mj_steps/s", "of bare mj_step")
-    times = our_hz and (ours_trained / our_hz) / (trained / hz)
+    times = (found["train_steps_per_s"] / found["control_hz"]) / (
+        found["their_train_steps_per_s"] / theirs["control_hz"]
+    )
     summary = [
         Line(
-            f"gymnasium-robotics {name}, SubprocVecEnv({processes}), PPO",
-            f"{thousands(trained)} steps/s",
+            f"training, gymnasium-robotics {name}, SubprocVecEnv({vector})",
+            f"{thousands(found['their_train_steps_per_s'])} steps/s",
         ),
         Line(
             "widen's training against it, in the hand's time (another hand, other physics)",
             f"{times:.0f} times",
         ),
     ]
-    return Report(figures, Table(title, headings, rows), summary)
+    return Report(found, Table(title, headings, rows), summary)
 
 
 def _rate(env: Any, actions: Any) -> float:

@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None, scripts: Path = HERE) -> int:
     if unknown := [name for name in args.only if name not in LIMITS]:
         print(f"error: --only {unknown[0]}: expected of {', '.join(LIMITS)}", file=sys.stderr)
         return 2
+    if args.smoke:
+        args.seconds = min(args.seconds, 20.0)
     began, result = time.monotonic(), {**about(), "smoke": args.smoke, "benchmarks": {}}
     stem = f"{result['date']}-{machine_name(result['machine'])}"
     for name in (name for name in LIMITS if name in args.only):
@@ -97,6 +99,7 @@ def start(name: str, args: argparse.Namespace, scripts: Path) -> dict[str, Any]:
             command += ["--env", str(args.env)]
         if name == "score":
             command += ["--seeds", *map(str, args.seeds), "--seconds", f"{args.seconds:g}"]
+            command += ["--episodes", "8"] * args.smoke
         began, limit = time.monotonic(), _limit(name, args)
         with log.open("w", encoding="utf-8") as output:
             error = _wait(command, output, limit)

@@ -245,7 +245,7 @@ def export_runner(
         hand=config.hand,
         object_name=config.object,
         control_period=env.control_dt,
-        settings=config.env.task,
+        settings=config.trial_env.task,
         randomization=runner.randomizer.table(),
         npd=runner.randomizer.npd(),
         exam=exam,

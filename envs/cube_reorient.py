@@ -23,7 +23,6 @@ class CubeReorient(CubeTask):
     """
 
     summary = "bring a cube to successive rotations, uniform over all of them"
-    object = "cube_small"
     pose = "cradle"
     episode_seconds = 60.0
     free_offset = 0.02

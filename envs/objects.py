@@ -12,6 +12,8 @@ import mujoco
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+SMALLEST, LARGEST = 0.005, 0.5
+"""Bounds of every length of an object [m]: what a hand can hold, and not centimetres by mistake."""
 Shape = Literal["box", "cylinder", "ellipsoid", "capsule"]
 ObjectChoice = str | dict[str, Any] | list[str | dict[str, Any]] | None
 """As a config has it, in plain values: a name of `OBJECTS`, a mapping with the keys of
@@ -220,6 +222,11 @@ class ObjectConfig(BaseModel):
         elif self.size is not None:
             scale = self.size / 2 / max(half)
             half = (scale * half[0], scale * half[1], scale * half[2])
+            if 2 * min(half) < SMALLEST:
+                raise ValueError(
+                    f"size: expected no length below {SMALLEST:g} m, got a {self.name} of"
+                    f" {' x '.join(f'{2 * each:.2g}' for each in half)} m"
+                )
         mass = base.mass if self.mass is None else self.mass
         friction = base.friction if self.friction is None else self.friction
         return replace(base, half_size=half, mass=mass, friction=friction)
@@ -230,8 +237,8 @@ def _length(value: Any) -> float:
         length = float(value)
     except (TypeError, ValueError):
         length = np.nan
-    if isinstance(value, bool) or not 0.005 <= length <= 0.5:
-        raise ValueError(f"expected a length of 0.005 to 0.5 m, got {value!r}")
+    if isinstance(value, bool) or not SMALLEST <= length <= LARGEST:
+        raise ValueError(f"expected a length of {SMALLEST:g} to {LARGEST:g} m, got {value!r}")
     return length
 
 

@@ -47,6 +47,16 @@ class AdrConfig(BaseModel):
         """Of the zone around each threshold in which either answer will do."""
         return self.indifference or (self.widen_at - self.narrow_at) / 4
 
+    def with_thresholds(self, narrow_at: float | None, widen_at: float | None) -> AdrConfig:
+        """These constants with other thresholds, where given.
+
+        Raises:
+            ValueError: they do not fit together.
+        """
+        other = {"narrow_at": narrow_at, "widen_at": widen_at}
+        given = {name: value for name, value in other.items() if value is not None}
+        return AdrConfig.model_validate({**self.model_dump(), **given}) if given else self
+
     @model_validator(mode="after")
     def _fit(self) -> AdrConfig:
         if self.narrow_at >= self.widen_at:
@@ -90,7 +100,12 @@ class ADR(Uniform):
         ]
         self.movable = np.flatnonzero(np.array(movable, dtype=bool))
         kind = Rolling if config.rule == "rolling" else Tickets
-        self._results: Rolling | Tickets = kind(2 * len(self.ranges), config)
+        own = {
+            bound: config.with_thresholds(what.narrow_at, what.widen_at)
+            for i, what in enumerate(self.ranges)
+            for bound in (2 * i, 2 * i + 1)
+        }
+        self._results: Rolling | Tickets = kind(2 * len(self.ranges), config, own)
         self._evaluations = np.zeros((2 * len(self.ranges), 2), dtype=np.int64)
         self._recent: list[deque[bool]] = [deque(maxlen=_RECENT) for _ in self._evaluations]
 

@@ -23,6 +23,10 @@ class ParameterConfig(BaseModel):
     """how far adr bounds may go"""
     range: tuple[float, float] | None = None
     """what curriculum `uniform` draws from; its default is `limits`"""
+    widen_at: float | None = None
+    """instead of adr.widen_at"""
+    narrow_at: float | None = None
+    """instead of adr.narrow_at"""
 
 
 class RandomizationConfig(BaseModel):
@@ -47,6 +51,14 @@ class RandomizationConfig(BaseModel):
     def _fits_catalogue(self) -> RandomizationConfig:
         for name, entry in self.parameters.items():
             _check(name, entry)
+            low, high = self.adr.narrow_at, self.adr.widen_at
+            low = low if entry.narrow_at is None else entry.narrow_at
+            high = high if entry.widen_at is None else entry.widen_at
+            if low >= high:
+                raise ValueError(
+                    f"parameters.{name}: narrow_at {low:g} must be below widen_at {high:g}"
+                )
+            self.adr.with_thresholds(entry.narrow_at, entry.widen_at)
         return self
 
     def names(self) -> list[str]:
@@ -56,7 +68,10 @@ class RandomizationConfig(BaseModel):
     def ranges(self) -> list[Range]:
         """The parameters as a curriculum sees them, in catalogue order."""
         chosen = ((find(name), self.parameters[name]) for name in self.names())
-        return [what.range(entry.step, entry.limits) for what, entry in chosen]
+        return [
+            what.range(entry.step, entry.limits, entry.widen_at, entry.narrow_at)
+            for what, entry in chosen
+        ]
 
     def widest(self) -> RandomizationConfig:
         """Every parameter drawn from all that it may ever reach: the worst that a run may meet."""

@@ -26,6 +26,7 @@ class Range:
         limit_low, limit_high: how far the bounds may go; the nominal lies between them.
         scale: the width that counts as 1 in npd.
         at_top: every episode takes the upper bound, none a draw from below it.
+        widen_at, narrow_at: mean scores that move its bounds; None for those of all parameters.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Range:
     limit_high: float
     scale: float = 1.0
     at_top: bool = False
+    widen_at: float | None = None
+    narrow_at: float | None = None
 
     @property
     def active(self) -> bool:

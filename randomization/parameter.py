@@ -119,7 +119,13 @@ class Parameter:
     def needs_object(self) -> bool:
         return self.name.startswith(("object_", "adversary_wrench", "pulse_"))
 
-    def range(self, step: float | None = None, limits: tuple[float, float] | None = None) -> Range:
+    def range(
+        self,
+        step: float | None = None,
+        limits: tuple[float, float] | None = None,
+        widen_at: float | None = None,
+        narrow_at: float | None = None,
+    ) -> Range:
         """As a curriculum sees it; a config's step does not change the unit of npd."""
         low, high = self.limits if limits is None else limits
         return Range(
@@ -130,6 +136,8 @@ class Parameter:
             high,
             scale=STEPS_PER_UNIT * self.step,
             at_top=self.ascends,
+            widen_at=widen_at,
+            narrow_at=narrow_at,
         )
 
 

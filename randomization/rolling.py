@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +22,13 @@ class Rolling:
     began. Episodes that fail early end early, so a queue that fills anew sees them first: the
     mean is too low until it has seen longer ones. `Tickets` has the same interface.
 
-    Of several processes the results between two decisions come in the order of their ranks.
+    Args and attributes are those of `Tickets`. Of several processes the results between two decisions come in the order of their ranks.
     """
 
-    def __init__(self, num_bounds: int, config: AdrConfig) -> None:
-        self.config = config
+    def __init__(
+        self, num_bounds: int, config: AdrConfig, own: Mapping[int, AdrConfig] | None = None
+    ) -> None:
+        self._configs = [(own or {}).get(bound, config) for bound in range(num_bounds)]
         self.since = np.zeros(num_bounds, dtype=np.int64)
         self._queues: list[deque[float]] = [deque(maxlen=config.buffer) for _ in range(num_bounds)]
         self._arrived: list[deque[float]] = [deque() for _ in range(num_bounds)]
@@ -44,7 +46,7 @@ class Rolling:
 
     def verdict(self, bound: int) -> Verdict | None:
         """The evaluation with the next result that came in; None if there is none that tells."""
-        queue, arrived, config = self._queues[bound], self._arrived[bound], self.config
+        queue, arrived, config = self._queues[bound], self._arrived[bound], self._configs[bound]
         while arrived:
             queue.append(arrived.popleft())
             verdict = published(list(queue), config.buffer, config.narrow_at, config.widen_at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +26,16 @@ class Tickets:
     Args:
         num_bounds: number of bounds B.
         config: constants, and which decision.
+        own: the constants of bounds that differ.
 
     Attributes:
         since: (B,) first ticket of each bound that counts.
     """
 
-    def __init__(self, num_bounds: int, config: AdrConfig) -> None:
-        self.config = config
+    def __init__(
+        self, num_bounds: int, config: AdrConfig, own: Mapping[int, AdrConfig] | None = None
+    ) -> None:
+        self._configs = [(own or {}).get(bound, config) for bound in range(num_bounds)]
         self.since = np.zeros(num_bounds, dtype=np.int64)
         self._results: list[list[tuple[int, float]]] = [[] for _ in range(num_bounds)]
         self._ended = [0] * num_bounds  # how many of the results, in order, may be judged
@@ -82,7 +85,7 @@ class Tickets:
             self.moved(bound)
 
     def _decide(self, bound: int, scores: Sequence[float]) -> Verdict | None:
-        config, early = self.config, None
+        config, early = self._configs[bound], None
         at = (config.narrow_at, config.widen_at)
         if config.decision == "sequential":
             known = (config.half_width, config.error, self._spreads[bound])

@@ -280,3 +280,25 @@ def test_npd_is_the_mean_log_width_of_active_parameters(
     ]
     expected = sum(logs) / len(logs) if logs else math.log(1e-3)
     assert curriculum.npd() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rule", ["tickets", "rolling"])
+def test_a_parameter_may_have_thresholds_of_its_own(rule: str) -> None:
+    easy = Range("easy", 0.0, 0.2, 0.0, 1.0, widen_at=6.0, narrow_at=3.0)
+    for score, expected in ((7.0, 0.2), (4.0, 0.0), (12.0, 0.2)):
+        assert play(adr(easy, rule=rule), [score, score])[-1:] == (
+            [Move("easy", "high", 0.0, 0.2, score, 2)] if expected else []
+        )
+    curriculum = adr(easy, rule=rule)
+    play(curriculum, [7.0, 7.0, 2.9, 2.9])
+    assert curriculum.bounds[0, 1] == 0.0
+    assert play(adr(LATENCY, rule=rule), [7.0, 7.0]) == []
+
+
+def test_thresholds_of_a_parameter_must_fit_together() -> None:
+    with pytest.raises(ValueError, match=r"object_mass: narrow_at 10 must be below widen_at 4"):
+        RandomizationConfig.model_validate({"parameters": {"object_mass": {"widen_at": 4}}})
+    own = {"object_mass": {"widen_at": 4, "narrow_at": 2}, "object_size": None}
+    config = RandomizationConfig.model_validate({"parameters": own})
+    thresholds = {one.name: (one.narrow_at, one.widen_at) for one in config.ranges()}
+    assert thresholds == {"object_mass": (2.0, 4.0), "object_size": (None, None)}

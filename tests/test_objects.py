@@ -206,8 +206,7 @@ def arrays(model: mujoco.MjModel) -> dict[str, np.ndarray]:
 def same_models(found: mujoco.MjModel, expected: mujoco.MjModel) -> None:
     """Every array alike: what rounding leaves apart, contacts would amplify in a trajectory."""
     for name, values in arrays(expected).items():
-        scale = np.abs(values).max(initial=1e-12)
-        mine = arrays(found)[name]
+        mine, scale = getattr(found, name), np.abs(values).max(initial=1e-12)
         np.testing.assert_allclose(mine, values, rtol=1e-11, atol=1e-11 * scale, err_msg=name)
 
 
@@ -253,6 +252,7 @@ BAD = [
     ({"name": "egg", "mass": True}, "object.mass: expected a number, got True"),
     ({"name": "egg", "size": True}, "object.size: expected a number, got True"),
     ({"name": "egg", "size": 5.5}, "object.size: expected a length of 0.005 to 0.5 m, got 5.5"),
+    ({"name": "pen", "size": 0.03}, "object.size: expected no length below 0.005 m, got a pen of"),
     ({"name": "egg", "size": "big"}, "object.size: expected a length of 0.005 to 0.5 m, got 'big'"),
     ({"name": "egg", "size": [0.05, 0.05]}, "object.size: expected a length or three of them"),
     ({"name": "egg", "size": [0.05, 0.05, -1]}, "object.size: expected a length of 0.005"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from widen.envs.batched import BatchedEnv
 from widen.envs.sim_cpu import processors
 
+from .accelerate import torch_threads
 from .bench_cost import bench_env
 from .bench_env import CubeRotateEnv
 from .config import RunConfig
@@ -70,7 +69,7 @@ def against_sb3(
     try:
         theirs = {name: make_sb3(vector, config) for name, vector in vectors.items()}
         for _ in range(rounds):
-            with torch_alone():
+            with torch_threads(1):
                 rates["ours"].append(learn(ours, 2 * samples))
             for name, ppo in theirs.items():
                 rates[name].append(learn(ppo, ppo.n_steps * ppo.n_envs))
@@ -85,17 +84,6 @@ def against_sb3(
     medians = {name: median(rates[name]) for name in vectors}
     ratio = median(a / b for a, b in zip(rates["ours"], best, strict=True))
     return Comparison(max(medians.values()) * ratio, ratio, medians, defaults)
-
-
-@contextmanager
-def torch_alone() -> Iterator[None]:
-    """torch on one thread, as `widen train` has it outside of updates."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def make_ppo(env: BatchedEnv, config: RunConfig) -> WidenPPO:

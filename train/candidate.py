@@ -84,7 +84,7 @@ def of_run(trained: Trained, name: str, sim: SimConfig) -> Candidate:
         config.task,
         config.hand,
         config.object,
-        config.env,
+        config.trial_env,
         sim,
         trained.randomizer.table(),
         lambda env: policy_step(trained.policy, env),

@@ -118,7 +118,7 @@ def _of_file(policy: OnnxPolicy, backend: str | None, name: str) -> Candidate:
         contract.task,
         contract.hand,
         contract.object,
-        config.env.model_copy(update={"control_hz": 1.0 / contract.control_period}),
+        config.trial_env.model_copy(update={"control_hz": 1.0 / contract.control_period}),
         _trial_sim(config.sim, backend),
         contract.randomization,
         lambda env: _onnx_step(policy, env),

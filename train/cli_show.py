@@ -160,6 +160,9 @@ def policies(rows: list[dict[str, Any]]) -> None:
     """A table of the shipped policies; goals are those per episode."""
     from .progress import format_duration
 
+    if not rows:
+        print("none is shipped")
+        return
     table(
         [
             {

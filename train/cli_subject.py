@@ -56,20 +56,24 @@ def find_policy(text: str) -> Subject:
 
 def shipped_policies() -> dict[str, dict[str, Any]]:
     """The policies in the package: name -> what its JSON file says, see docs/policies.md."""
-    folder = _folder()
+    folder = policies_folder()
     return {
         path.stem: json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.onnx"))
     }
 
 
-def _folder() -> Path:
-    return Path(str(resources.files("widen.policies")))
+def policies_folder() -> Path:
+    """Where the shipped policies lie."""
+    try:
+        return Path(str(resources.files("widen.policies")))
+    except ModuleNotFoundError:  # an editable install that is older than the folder
+        return Path(__file__).resolve().parents[1] / "policies"
 
 
 def _find(text: str, kinds: str, others: dict[str, str]) -> Subject:
     """Arguments: as typed; what it may be; bare names that are not it, and what they stand for."""
-    path, folder = Path(text), _folder()
+    path, folder = Path(text), policies_folder()
     separators = [mark for mark in (os.sep, os.altsep) if mark]
     if path.exists() or any(mark in text for mark in separators):
         inside = path.suffix == ".onnx" and path.resolve().parent == folder.resolve()

@@ -47,6 +47,10 @@ class EvaluationConfig(BaseModel):
 
     episodes: int = Field(default=128, ge=1)
     """episodes in the nominal world"""
+    episode_seconds: float | None = Field(default=None, gt=0, le=86_400)
+    """length of episodes here and in `widen eval` and `widen exam`; null: as in training"""
+    task: dict[str, float] = {}
+    """settings of the task that differ from those in training, here and wherever a policy is tried"""
 
 
 class RunConfig(BaseModel):
@@ -70,6 +74,14 @@ class RunConfig(BaseModel):
     ppo: PPOConfig = PPOConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def trial_env(self) -> EnvConfig:
+        """The environment in which policies are tried: training's, but for what `evaluation` says."""
+        changed: dict[str, Any] = {"task": {**self.env.task, **self.evaluation.task}}
+        if self.evaluation.episode_seconds is not None:
+            changed["episode_seconds"] = self.evaluation.episode_seconds
+        return self.env.model_copy(update=changed)
 
     @model_validator(mode="after")
     def _room_for_objects(self) -> RunConfig:

@@ -79,7 +79,7 @@ def policy_trial(
         sim: settings that may differ from the run's, as by another backend.
     """
     env = evaluation_env(
-        config.task, config.hand, config.object, config.env, sim, randomization, episodes
+        config.task, config.hand, config.object, config.trial_env, sim, randomization, episodes
     )
     return env, policy_step(policy, env)
 

@@ -24,6 +24,7 @@ _CLIP = 10.0
 # dividing by it would turn small moves into jumps to the clip. What the networks see is of the size
 # of 1 before it comes here.
 _MIN_STD = 0.1
+_BLOCK = 512  # rows
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -74,12 +75,13 @@ class Normalizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) float32 -> the same shape, normalised."""
-        return torch.clamp((x - self.offset) * self.scale, -_CLIP, _CLIP)
+        # in place on what the difference allocated: half the time of three new tensors
+        return (x - self.offset).mul_(self.scale).clamp_(-_CLIP, _CLIP)
 
     @torch.no_grad()
     def update(self, rows: Tensor, ranks: Ranks | None = None) -> None:
         """Take rows (B, width) into the statistics, those of all ranks with as many each."""
-        moments = torch.stack(torch.var_mean(rows.double(), dim=0, correction=0))
+        moments = _moments(rows)
         for var, mean in moments[None] if ranks is None else ranks.stack(moments):
             self._merge(rows.shape[0], var, mean)
         self.offset.copy_(self.mean)
@@ -93,6 +95,22 @@ class Normalizer(nn.Module):
         self.var.copy_(self.var * (1.0 - share) + var * share + delta**2 * share * (1.0 - share))
         self.mean.add_(delta * share)
         self.count.copy_(total)
+
+
+def _moments(rows: Tensor) -> Tensor:
+    """Population variance and mean of rows (B, width), float64 (2, width)."""
+    if rows.device.type != "cpu":
+        return torch.stack(torch.var_mean(rows.double(), dim=0, correction=0))
+    # Products with ones over blocks that stay in the cache, as torch's sum over the first dimension
+    # is slow. About the first row, which takes the size of the mean out of the squares.
+    first, sums = rows[0].double(), rows.new_zeros(2, rows.shape[1], dtype=torch.float64)
+    for block in rows.split(_BLOCK):
+        x = block.double().sub_(first)
+        ones = x.new_ones(len(x))
+        sums[0] += ones @ x
+        sums[1] += ones @ x.square_()
+    mean, square = sums / len(rows)
+    return torch.stack(((square - mean.square()).clamp(min=0.0), mean + first))
 
 
 class NormalizedObservation(BaseFeaturesExtractor):

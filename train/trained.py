@@ -55,7 +55,7 @@ class Trained:
         config, nominal = self.config, ranges_config(())
         sim = config.sim.model_copy(update={"backend": "cpu"})
         return evaluation_env(
-            config.task, config.hand, config.object, config.env, sim, nominal, episodes=1
+            config.task, config.hand, config.object, config.trial_env, sim, nominal, episodes=1
         )
 
 
