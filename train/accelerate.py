@@ -1,33 +1,12 @@
-"""How the networks are computed: threads, memory, fewer bits, fused kernels."""
+"""How the networks are computed: threads, fewer bits, fused kernels."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-
-# glibc's malloc.h, and thresholds in bytes
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT, _MAPPED = 1 << 28, 1 << 25
-
-
-def keep_freed_memory() -> bool:
-    """From now on this process keeps up to 256 MiB that it has freed.
-
-    Otherwise glibc gives the tensors of a minibatch back to the kernel as soon as they are freed,
-    and the next minibatch waits for the same pages to be zeroed and mapped again.
-
-    Returns:
-        whether there was anything to set: False where the C library is another one.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
 @contextmanager

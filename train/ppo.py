@@ -25,13 +25,7 @@ from torch import Tensor
 
 from widen.envs.batched import StepResult
 
-from .accelerate import (
-    backward_precision,
-    compiled,
-    keep_freed_memory,
-    network_precision,
-    torch_threads,
-)
+from .accelerate import backward_precision, compiled, network_precision, torch_threads
 from .buffer import DeviceRolloutBuffer, EndedEpisodes
 from .learning_rate import adapted
 from .loss import STATS, clipped_loss
@@ -169,7 +163,6 @@ class WidenPPO(PPO):
             self._last_episode_starts, device=self.device
         )
         self.ranks.copy_(self.policy.state_dict().values())
-        keep_freed_memory()
         self._written_at = time.perf_counter()
         return prepared
 
