@@ -185,7 +185,9 @@ def test_privileged_is_the_drawn_value_in_units_of_the_catalogues_reach(scene: S
     assert seen.shape == (500, len(CATALOGUE))
     assert seen.dtype == torch.float32
     assert (seen.abs() <= 1).all()
-    drawn = [not what.ascends for what in made.parameters]  # a difficulty is at its top, the nominal
+    drawn = [
+        not what.ascends for what in made.parameters
+    ]  # a difficulty is at its top, the nominal
     assert (seen[:, drawn].abs().amax(0) > 0.95).all()
     mass = [what.name for what in made.parameters].index("object_mass")
     torch.testing.assert_close(seen[:, mass], ((made.values[:, mass] - 1) / 3).float())
