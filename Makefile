@@ -10,8 +10,9 @@ READY := $(VENV)/.ready
 train: $(READY)
 	$(BIN)/widen train quickstart
 
+# A worker for each core, which then has one thread; a file's tests share a worker and its fixtures.
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,14 +57,8 @@ class CubeTask(Task):
     settings = SETTINGS
     state = ("goal", "distance")
 
-    def __init__(
-        self,
-        scene: Scene,
-        sim: Any,
-        generator: torch.Generator,
-        settings: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(scene, sim, generator, settings)
+    def prepare(self) -> None:
+        scene, sim = self.scene, self.sim
         self.nest = torch.tensor(scene.hand.nest, device=sim.device)
         self.above = self.nest + torch.tensor([-0.008, 0.0, 0.014], device=sim.device)
         cube = scene.object_dof + torch.arange(6, device=sim.device)

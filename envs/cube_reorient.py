@@ -37,16 +37,12 @@ class CubeReorient(CubeTask):
     parameters = ("goal_angle",)
     state = ("goal", "distance", "since", "goal_angle")
 
-    def __init__(
-        self,
-        scene: Scene,
-        sim: Any,
-        generator: torch.Generator,
-        settings: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(scene, sim, generator, settings)
-        self.goal_angle = torch.full((sim.num_envs,), math.pi, device=sim.device)
-        self.since = torch.zeros(sim.num_envs, device=sim.device)  # steps since the last goal
+    def prepare(self) -> None:
+        super().prepare()
+        self.goal_angle = torch.full((self.sim.num_envs,), math.pi, device=self.sim.device)
+        self.since = torch.zeros(
+            self.sim.num_envs, device=self.sim.device
+        )  # steps since the last goal
 
     @classmethod
     def goal_rule(cls, scene: Scene, settings: Mapping[str, float]) -> dict[str, Any]:

@@ -31,15 +31,9 @@ class CubeRotate(CubeTask):
         "drop": -20.0,
     }
 
-    def __init__(
-        self,
-        scene: Scene,
-        sim: Any,
-        generator: torch.Generator,
-        settings: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(scene, sim, generator, settings)
-        self.turn = quat_from_rotvec(torch.tensor([0.0, 0.0, TURN], device=sim.device))
+    def prepare(self) -> None:
+        super().prepare()
+        self.turn = quat_from_rotvec(torch.tensor([0.0, 0.0, TURN], device=self.sim.device))
 
     @classmethod
     def goal_rule(cls, scene: Scene, settings: Mapping[str, float]) -> dict[str, Any]:

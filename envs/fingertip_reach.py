@@ -47,14 +47,8 @@ class FingertipReach(Task):
     uses_sensors = True
     state = ("goal", "distance")
 
-    def __init__(
-        self,
-        scene: Scene,
-        sim: Any,
-        generator: torch.Generator,
-        settings: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(scene, sim, generator, settings)
+    def prepare(self) -> None:
+        scene, sim = self.scene, self.sim
         spans = [scene.sensor(f"{tip}_pos") for tip in scene.hand.fingertips]
         numbers = [i for span in spans for i in range(span.start, span.stop)]
         self.tip_sensors = torch.tensor(numbers, device=sim.device)

@@ -76,7 +76,7 @@ class Task(ABC):
         generator: torch.Generator,
         settings: Mapping[str, float] | None = None,
     ) -> None:
-        """settings: all of `settings` or those that differ; see `with_settings`."""
+        """settings: those that differ from the task's own; see `with_settings`."""
         self.set_to = with_settings(type(self), settings)
         self.scene = scene
         self.sim = sim
@@ -86,6 +86,11 @@ class Task(ABC):
         self.home = torch.tensor(scene.hand.home, device=sim.device, dtype=torch.float64)
         self._start = torch.tensor(sim.model.qpos0, device=sim.device)
         self._start[self.joints] = self.home
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the tensors that the task works with; `scene`, `sim` and `set_to` are known."""
 
     @classmethod
     @abstractmethod

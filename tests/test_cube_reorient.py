@@ -165,14 +165,16 @@ def test_a_task_without_such_goals_refuses_the_parameter() -> None:
 def test_settings_of_the_task() -> None:
     env = make(2, task={"success_angle": 0.1, "goal_seconds": 0.2})
     env.reset()
-    turned = random_rotation(torch.zeros(1), env.generator)
-    turned[0, 1] = 0.1  # .2 rad off: not enough
-    turn_object(env, 0, quat_mul(turned / turned.norm(), env.task.goal[:1])[0])
-    hold = torch.zeros(2, 16)
-    assert not env.step(hold).episodes.counted.any()
-    assert env.score[0] == 0.0
-    results = [env.step(hold) for _ in range(3)]
-    assert results[-1].truncated.all()
+    hold, goal = torch.zeros(2, 16), env.task.goal[0].clone()
+    for half, reached in ((0.055, False), (0.045, True)):
+        off = torch.tensor([math.cos(half), 0.0, math.sin(half), 0.0])
+        turn_object(env, 0, quat_mul(off, goal))
+        assert bool(env.task.evaluate(hold).success[0]) == reached
+    opposite = torch.tensor([[0.0, 1.0, 0, 0]]).expand(2, 4)
+    env.task.since[:] = 1.0
+    for late in (False, False, True):
+        env.task.goal = quat_mul(opposite, env.task.object_pose()[1])
+        assert (env.step(hold).truncated == late).all()
     for settings, message in (
         (
             {"succes_angle": 0.1},
