@@ -146,7 +146,7 @@ def test_terminal_table_fits_a_narrow_terminal(running):
 def test_a_run_that_fell_silent_says_so(running):
     long_ago = time.time() - 3600
     os.utime(running.adr_log, (long_ago, long_ago))
-    assert "nothing new for 1 h 00 min" in printed(render(snapshot(running)))
+    assert "nothing new for 1 h 00 min" in printed(render(snapshot(running)), width=300)
 
 
 def test_nothing_randomised(tmp_path):

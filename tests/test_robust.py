@@ -82,7 +82,7 @@ def test_untouched_environments_are_the_same_to_the_last_bit(
         for name in whole:
             assert torch.equal(broken[name][untouched], whole[name][untouched]), name
         differ |= not torch.equal(broken["qpos"], whole["qpos"])
-    assert int(untouched.sum()) >= 15
+    assert int(untouched.sum()) >= 10
     assert differ
     assert envs[0].divergences == envs[1].divergences + saboteur.count
     assert saboteur.count == 3 * (count // 20)
