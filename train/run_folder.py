@@ -179,9 +179,10 @@ class RunFolder:
         content = self.adr_log.read_bytes()
         # The torn last line has no record, so zip leaves it out.
         pairs = zip(_lines(content), _records(content, self.adr_log), strict=False)
-        kept = [line for line, record in pairs if record["steps"] <= steps]
-        # A new file in its place tells a reader that follows the log to start over.
-        write_whole(self.adr_log, b"".join(kept))
+        kept = b"".join(line for line, record in pairs if record["steps"] <= steps)
+        if kept != content:
+            # A new file in its place tells a reader that follows the log to start over.
+            write_whole(self.adr_log, kept)
 
 
 def default_path(task: str) -> Path:
