@@ -8,7 +8,7 @@ import numpy as np
 
 from .robot import Clock, Measurement, MonotonicClock
 
-DROPPED = 0.1  # from the resting place [m], as in training
+DROPPED = 0.1  # from the resting place [m]; the default of training
 ABOVE_NEST = (-0.008, 0.0, 0.014)  # where an object is let go, from its resting place [m]
 
 

@@ -71,7 +71,7 @@ def test_untouched_environments_are_the_same_to_the_last_bit(
     parameters = list(WORLD) if masked else MODEL
     envs = [make_env(parameters, 30) for _ in range(2)]
     saboteur = Saboteur(envs[0], every=20)
-    size, count = (0.3, 70) if masked else (0.03, 50)
+    size, count = (0.3, 70) if masked else (0.03, 45)
     untouched = torch.arange(30) >= len(saboteur.victims)
     ended, differ = 0, False
     for broken, whole in zip(*(steps(env, count, size) for env in envs), strict=True):
@@ -82,7 +82,7 @@ def test_untouched_environments_are_the_same_to_the_last_bit(
         for name in whole:
             assert torch.equal(broken[name][untouched], whole[name][untouched]), name
         differ |= not torch.equal(broken["qpos"], whole["qpos"])
-    assert int(untouched.sum()) >= 10
+    assert int(untouched.sum()) >= 15
     assert differ
     assert envs[0].divergences == envs[1].divergences + saboteur.count
     assert saboteur.count == 3 * (count // 20)
