@@ -1,26 +1,31 @@
 """The policy contract: all that a robot must know of a policy, kept inside the policy's file.
 
-numpy and the standard library only. An ONNX file carries two metadata entries, both JSON:
-`widen.contract`, written and read by `Contract`, and `widen.golden`, by `Golden`.
+No torch and no mujoco. An ONNX file carries two metadata entries, both JSON: `widen.contract`,
+written and read by `Contract`, and `widen.golden`, by `Golden`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from widen.envs.layout import Reading
 
-SCHEMA = "widen.policy/1"
+from .contract_schema import SCHEMA, upgraded, validate
+
 CONTRACT_KEY = "widen.contract"
 GOLDEN_KEY = "widen.golden"
 JOINT_TARGET = "joint_target"
 TOLERANCE = 1e-5
 """largest difference [rad] between an exported policy and its origin that is accepted"""
+
+LIMIT_SLACK = 1e-3
+"""a robot's own limits may be narrower than the policy's by this [rad]"""
 
 _PER_JOINT = ("lower", "upper", "home", "kp", "kv", "force_limit")
 
@@ -43,6 +48,34 @@ class StateTensor:
     output: str
     shape: tuple[int, ...]
     initial: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class MaxAge:
+    """How old a reading may be: beyond `hold` [s] the last command holds, beyond `fault` [s] the
+    motors are switched off."""
+
+    hold: float
+    fault: float
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where an object is within the hand's reach, so that a controller sees that it was dropped.
+
+    Attributes:
+        reading: the reading that tells the object's position.
+        center: (x, y, z) [m] in the reading's frame: the hand's nest.
+        radius: [m]; farther away an episode of the training ended.
+    """
+
+    reading: str
+    center: tuple[float, float, float]
+    radius: float
+
+    def contains(self, position: np.ndarray) -> bool:
+        """Whether (3,) [m] is within the radius; a position that is not finite is not."""
+        return math.dist(position, self.center) <= self.radius
 
 
 @dataclass(frozen=True)
@@ -72,24 +105,33 @@ class Contract:
     """[s]"""
     readings: tuple[Reading, ...]
     """inputs of the graph beside the state, each with a leading batch axis"""
+    max_age: dict[str, MaxAge]
+    """of every reading that is measured, by name; goals do not age"""
     outputs: tuple[dict[str, Any], ...]
-    """name, shape, unit, frame; the first is the joint target"""
+    """name, shape, unit, frame, joints, lower, upper; the first is the joint target"""
     state: tuple[StateTensor, ...]
     goal: dict[str, Any]
     """how goals follow one another; see `deploy.goals`"""
+    reach: Reach | None = None
+    """None for a task without object, and in files of schema 1"""
     randomization: list[dict[str, Any]] = field(default_factory=list)
     """ranges at the end of training, as in adr.jsonl"""
     npd: float | None = None
     exam: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
-    """steps, seed, config (YAML text) and config_sha256"""
+    """steps, seed, config (YAML text), config_sha256 and code_sha256"""
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """All of it at full precision; numbers that are not finite become null."""
         data: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        data["readings"] = [reading.to_json() for reading in self.readings]
+        allowed = data.pop("max_age")
+        data["readings"] = [
+            {**r.to_json(), "max_age": asdict(allowed[r.name]) if r.name in allowed else None}
+            for r in self.readings
+        ]
         data["state"] = [vars(tensor) for tensor in self.state]
+        data["reach"] = self.reach and asdict(self.reach)
         return json.dumps(_plain({"schema": SCHEMA, **data}), allow_nan=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,21 +148,52 @@ class Contract:
         """
         if CONTRACT_KEY not in metadata:
             raise ValueError("no widen contract in the file; expected one written by widen export")
-        data = _parse(metadata[CONTRACT_KEY], "contract")
-        schema = data.pop("schema", None)
-        if schema != SCHEMA:
-            raise ValueError(
-                f"contract schema is {schema!r}, expected {SCHEMA!r}: {_advice(schema)}"
-            )
-        for key in (f.name for f in fields(cls)):
-            if key not in data:
-                raise ValueError(f"contract lacks {key!r}")
-        try:
-            contract = _build({f.name: data[f.name] for f in fields(cls)})
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise ValueError(f"contract is malformed: {' '.join(str(error).split())}") from None
+        data = upgraded(_parse(metadata[CONTRACT_KEY], "contract"))
+        validate(data)
+        contract = _build(data)
         _check(contract)
         return contract
+
+    def check_joints(self, names: Sequence[str]) -> None:
+        """Compare the joints of a robot, in any order, with the policy's.
+
+        Raises:
+            ValueError: the robot lacks one, has one that the policy does not know, or names one
+                twice.
+        """
+        lists = (
+            ("the robot lacks", [n for n in self.joints if n not in names]),
+            ("the policy does not know", [n for n in names if n not in self.joints]),
+            ("named twice", sorted({n for n in names if list(names).count(n) > 1})),
+        )
+        if wrong := [f"{what} {', '.join(odd)}" for what, odd in lists if odd]:
+            raise ValueError(f"joints of robot and policy differ: {'; '.join(wrong)}")
+
+    def check_limits(
+        self, names: Sequence[str], lower: Sequence[float], upper: Sequence[float]
+    ) -> None:
+        """Compare a robot's own joint limits with those that the policy was trained within.
+
+        Args:
+            names: joints in the robot's own order.
+            lower, upper: [rad], one for each of them.
+
+        Raises:
+            ValueError: the joints are others, or the robot's limits are narrower than the policy's
+                by more than LIMIT_SLACK.
+        """
+        self.check_joints(names)
+        robot = dict(zip(names, zip(lower, upper, strict=True), strict=True))
+        own = zip(self.joints, self.lower, self.upper, strict=True)
+        narrow = [
+            f"{name} {robot[name][0]:g}...{robot[name][1]:g}, needed {low:g}...{high:g}"
+            for name, low, high in own
+            if not (robot[name][0] <= low + LIMIT_SLACK and robot[name][1] >= high - LIMIT_SLACK)
+        ]
+        if narrow:
+            raise ValueError(
+                f"the robot's joint limits [rad] are narrower than the policy's: {'; '.join(narrow)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -170,30 +243,31 @@ class Golden:
 
 
 def _build(data: dict[str, Any]) -> Contract:
-    tuples = {key: tuple(map(_number, data[key])) for key in _PER_JOINT}
-    state = tuple(
-        StateTensor(
-            **{**item, "shape": tuple(item["shape"]), "initial": tuple(map(float, item["initial"]))}
-        )
-        for item in data["state"]
-    )
+    """From plain values that the JSON Schema has passed."""
+    allowed = {r["name"]: r["max_age"] for r in data["readings"]}
+    readings = [{k: v for k, v in r.items() if k != "max_age"} for r in data["readings"]]
+    state = [{**s, "shape": tuple(s["shape"])} for s in data["state"]]
+    reach = data["reach"]
     return Contract(
         **{
-            **data,
-            **tuples,
-            "joints": tuple(map(str, data["joints"])),
+            **{key: value for key, value in data.items() if key != "schema"},
+            **{key: tuple(map(_number, data[key])) for key in _PER_JOINT},
+            "joints": tuple(data["joints"]),
             "max_target_speed": float(data["max_target_speed"]),
             "control_period": float(data["control_period"]),
-            "readings": tuple(map(Reading.from_json, data["readings"])),
-            "outputs": tuple(map(dict, data["outputs"])),
-            "state": state,
-            "goal": dict(data["goal"]),
+            "readings": tuple(map(Reading.from_json, readings)),
+            "max_age": {name: MaxAge(**age) for name, age in allowed.items() if age},
+            "outputs": tuple(data["outputs"]),
+            "state": tuple(
+                StateTensor(**{**s, "initial": tuple(map(float, s["initial"]))}) for s in state
+            ),
+            "reach": reach and Reach(**{**reach, "center": tuple(map(float, reach["center"]))}),
         }
     )
 
 
 def _check(contract: Contract) -> None:
-    """What a robot relies upon without looking again."""
+    """What a robot relies upon without looking again, and no JSON Schema can say."""
     count = len(contract.joints)
     for key in _PER_JOINT:
         if len(getattr(contract, key)) != count:
@@ -206,18 +280,40 @@ def _check(contract: Contract) -> None:
     ):
         if not (math.isfinite(low) and math.isfinite(high) and low <= home <= high):
             raise ValueError(f"contract: joint {name}: home {home} is not in {low}...{high}")
-    if not (contract.control_period > 0 and contract.max_target_speed > 0):
-        raise ValueError("contract: control_period and max_target_speed must be above 0")
-    if not contract.outputs or contract.outputs[0].get("name") != JOINT_TARGET:
-        raise ValueError(f"contract: the first output is not {JOINT_TARGET!r}")
+    _check_outputs(contract)
     for tensor in contract.state:
         if len(tensor.initial) != math.prod(tensor.shape):
             raise ValueError(f"contract: state {tensor.name}: initial does not have its shape")
+    for name, age in contract.max_age.items():
+        if age.hold > age.fault:
+            raise ValueError(
+                f"contract: reading {name}: max_age: expected hold <= fault,"
+                f" got {age.hold} and {age.fault}"
+            )
+    readings = {reading.name: reading for reading in contract.readings}
+    if len(readings) != len(contract.readings):
+        raise ValueError("contract: readings: two have the same name")
+    if (reach := contract.reach) is not None:
+        of = readings.get(reach.reading)
+        if of is None or of.shape != (3,) or of.unit != "m":
+            raise ValueError(
+                f"contract: reach.reading: expected a reading of shape (3,) in m,"
+                f" got {reach.reading!r}"
+            )
+
+
+def _check_outputs(contract: Contract) -> None:
+    first = contract.outputs[0]
+    if first["name"] != JOINT_TARGET:
+        raise ValueError(f"contract: the first output is not {JOINT_TARGET!r}")
+    for key in ("joints", "lower", "upper"):
+        if tuple(first[key]) != getattr(contract, key):
+            raise ValueError(f"contract: outputs[0].{key} differs from {key}")
 
 
 def _parse(text: str, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_refuse)
     except ValueError as error:
         raise ValueError(f"{what}: not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -225,11 +321,8 @@ def _parse(text: str, what: str) -> dict[str, Any]:
     return data
 
 
-def _advice(schema: Any) -> str:
-    family, _, number = str(schema).partition("/")
-    own, _, newest = SCHEMA.partition("/")
-    newer = family == own and number.isdecimal() and int(number) > int(newest)
-    return "made by a newer widen, update widen" if newer else "not a policy of widen"
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _number(value: Any) -> float:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from widen.envs.actions import ActionPipeline
 from widen.envs.encoder import ObservationEncoder
-from widen.envs.layout import Reading
+from widen.envs.layout import OBJECT_POS, Reading
 from widen.envs.objects import ObjectChoice
 from widen.envs.scene import Scene
 from widen.envs.task import task_class, with_settings
@@ -42,8 +42,11 @@ from .contract import (
     TOLERANCE,
     Contract,
     Golden,
+    MaxAge,
+    Reach,
     StateTensor,
 )
+from .contract_schema import ages
 
 SEQUENCES = 256  # compared with ONNX Runtime before a file is written
 _PACKAGES = ("widen", "mujoco", "torch", "numpy", "onnx", "onnxruntime")
@@ -151,15 +154,17 @@ def describe(
         settings: of the task that differ from its own.
         of_training: the contract's fields randomization, npd, exam and training.
     """
-    kind, count = task_class(task), len(scene.hand.joints)
-    model = scene.model
+    kind, joints, model = task_class(task), tuple(scene.hand.joints), scene.model
+    lower, upper = _floats(scene.lower), _floats(scene.upper)
+    chosen, age = with_settings(kind, settings), MaxAge(**ages(control_period))
+    target = {"name": JOINT_TARGET, "shape": [len(joints)], "unit": "rad", "frame": "joint"}
     return Contract(
         task=task,
         hand=hand,
         object=object_name or kind.object,
-        joints=tuple(scene.hand.joints),
-        lower=_floats(scene.lower),
-        upper=_floats(scene.upper),
+        joints=joints,
+        lower=lower,
+        upper=upper,
         home=_floats(scene.hand.home),
         kp=_floats(model.actuator_gainprm[:, 0]),
         kv=_floats(-model.actuator_biasprm[:, 2]),
@@ -167,9 +172,11 @@ def describe(
         max_target_speed=_largest_move(graph.actions) / control_period,
         control_period=control_period,
         readings=graph.layout,
-        outputs=({"name": JOINT_TARGET, "shape": [count], "unit": "rad", "frame": "joint"},),
+        max_age={r.name: age for r in graph.layout if r.source != "goal"},
+        outputs=({**target, "joints": joints, "lower": lower, "upper": upper},),
         state=graph.state,
-        goal=kind.goal_rule(scene, with_settings(kind, settings)),
+        goal=kind.goal_rule(scene, chosen),
+        reach=_reach(scene, graph.layout, chosen),
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
         **of_training,
     )
@@ -191,17 +198,19 @@ def export_policy(
         seed: of the readings that are compared.
 
     Raises:
-        ValueError: ONNX Runtime differs by more than TOLERANCE, or the path cannot be written.
+        ValueError: ONNX Runtime differs by more than TOLERANCE, the contract does not fit its
+            JSON Schema or itself, or the path cannot be written.
     """
     began, path = time.perf_counter(), Path(path)
-    rng = np.random.default_rng(seed)
+    rng, text = np.random.default_rng(seed), contract.to_json()
+    contract = Contract.from_metadata({CONTRACT_KEY: text})  # as a robot will read it
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         readings = sample_readings(contract, rng, SEQUENCES)
         first = {name: values[:, :1] for name, values in sample_readings(contract, rng, 1).items()}
         golden = Golden(first, _answers(graph, contract, first))
         model = _to_onnx(graph, contract)
-        for key, text in ((CONTRACT_KEY, contract.to_json()), (GOLDEN_KEY, golden.to_json())):
-            model.metadata_props.add(key=key, value=text)
+        for key, value in ((CONTRACT_KEY, text), (GOLDEN_KEY, golden.to_json())):
+            model.metadata_props.add(key=key, value=value)
         content = model.SerializeToString()
         error = max(
             difference(replay(content, contract, inputs), outputs)
@@ -257,6 +266,17 @@ def export_runner(
         },
     )
     return export_policy(graph, contract, path)
+
+
+def _reach(
+    scene: Scene, layout: tuple[Reading, ...], settings: Mapping[str, float]
+) -> Reach | None:
+    """As the tasks with an object judge a drop: by its distance from the nest."""
+    radius = settings.get("drop_distance")
+    if radius is None or OBJECT_POS not in layout:
+        return None
+    x, y, z = map(float, scene.hand.nest)
+    return Reach(OBJECT_POS.name, (x, y, z), float(radius))
 
 
 def _carried(name: str, width: int, value: float) -> StateTensor:

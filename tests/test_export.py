@@ -232,11 +232,11 @@ def test_files_that_are_not_policies(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema="widen.policy/2"), "made by a newer widen"),
+        (lambda d: d.update(schema="widen.policy/3"), "made by a newer widen"),
         (lambda d: d.update(schema="other"), "not a policy of widen"),
         (lambda d: d.pop("joints"), "lacks 'joints'"),
         (lambda d: d.update(kp=[1.0]), "kp has 1 numbers, expected 16"),
-        (lambda d: d.update(readings=[{"name": "x"}]), "malformed"),
+        (lambda d: d.update(readings=[{"name": "x"}]), r"readings\[0\] lacks 'shape'"),
         (lambda d: d["upper"].__setitem__(0, d["home"][0] - 1), "home .* is not in"),
         (lambda d: d["readings"][0].update(name="joints"), "disagree .* joint_pos, joints"),
         (lambda d: d["state"][0]["initial"].pop(), "initial does not have its shape"),
