@@ -1,0 +1,417 @@
+"""Poses of the object: from a datagram, or any other source, to a reading with the right age."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import pytest
+from scripted_clock import ScriptedClock
+
+from widen.deploy.pose import (
+    Calibration,
+    ObjectPose,
+    PoseSource,
+    TrackedRobot,
+    make_pose_source,
+)
+from widen.deploy.pose_inbox import PoseInbox, SenderClock, SentPose
+from widen.deploy.pose_udp import UdpPoseSource, parse_datagram
+from widen.deploy.robot import Measurement, Robot
+
+UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
+
+
+class Hand:
+    """A robot that notes what is done to it, and sees the object perfectly."""
+
+    joint_names = ("a", "b")
+
+    def __init__(self) -> None:
+        self.clock, self.drops, self.done = ScriptedClock(), 3, []
+
+    def start(self) -> None:
+        self.done.append("start")
+
+    def read(self) -> dict[str, Measurement]:
+        now, perfect = self.clock.now(), np.full(3, 9.0, np.float32)
+        return {
+            "joint_pos": Measurement(np.zeros(2, np.float32), now),
+            "object_pos": Measurement(perfect, now),
+        }
+
+    def command(self, joint_target: np.ndarray) -> None:
+        self.done.append(("command", *joint_target))
+
+    def disarm(self) -> None:
+        self.done.append("disarm")
+
+    def stop(self) -> None:
+        self.done.append("stop")
+        raise OSError("no cable")
+
+
+class Scripted:
+    """A source whose next answer is set by a test."""
+
+    def __init__(self) -> None:
+        self.answer: Any = None
+        self.done: list[str] = []
+
+    def start(self) -> None:
+        self.done.append("start")
+
+    def latest(self) -> ObjectPose | None:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def stop(self) -> None:
+        self.done.append("stop")
+
+
+def test_a_tracked_robot_is_the_robot_but_for_the_object() -> None:
+    hand, source = Hand(), Scripted()
+    robot: Robot = TrackedRobot(hand, source)
+    robot.start()
+    assert robot.joint_names == ("a", "b")
+    assert robot.drops == 3
+    hand.drops = 4
+    assert (robot.drops, robot.clock) == (4, hand.clock)
+    # the hand's own perfect view of the object is not the tracker's
+    assert set(robot.read()) == {"joint_pos"}
+    source.answer = ObjectPose(np.array([1.0, 2, 3]), 1.04 * UPRIGHT, 98.5)
+    seen = robot.read()
+    assert [seen[name].time for name in ("joint_pos", "object_pos", "object_quat")] == [
+        100.0,
+        98.5,
+        98.5,
+    ]
+    np.testing.assert_array_equal(seen["object_pos"].value, [1, 2, 3])
+    np.testing.assert_array_equal(seen["object_quat"].value, UPRIGHT)
+    assert {m.value.dtype for m in seen.values()} == {np.dtype("f4")}
+    robot.command(np.array([0.1, 0.2]))
+    robot.disarm()  # pyright: ignore
+    with pytest.raises(OSError, match="no cable"):
+        robot.stop()
+    assert hand.done == ["start", ("command", 0.1, 0.2), "disarm", "stop"]
+    assert source.done == ["start", "stop"]  # whatever the hand did
+    assert not hasattr(robot, "teleport")
+
+
+@pytest.mark.parametrize(
+    ("pose", "reason"),
+    [
+        (ObjectPose(np.zeros(3), UPRIGHT, 99.0, "camera"), "frame 'camera', expected 'hand_base'"),
+        (ObjectPose(np.zeros(3), 1.06 * UPRIGHT, 99.0), "quaternion: norm 1.06"),
+        (ObjectPose(np.zeros(3), 0.94 * UPRIGHT, 99.0), "quaternion: norm 0.94"),
+        (ObjectPose(np.zeros(3), np.zeros(4), 99.0), "norm 0"),
+        (ObjectPose(np.array([0, math.nan, 0]), UPRIGHT, 99.0), "position: not finite"),
+        (ObjectPose(np.zeros(2), UPRIGHT, 99.0), "position: expected 3 numbers"),
+        (ObjectPose(np.zeros(3), UPRIGHT, math.nan), "time nan"),
+        ("junk", "no attribute 'frame'"),
+        (RuntimeError("the camera is gone"), "the camera is gone"),
+    ],
+)
+def test_what_is_no_pose_of_the_hands_base_is_counted_and_ages(pose: Any, reason: str) -> None:
+    source = Scripted()
+    robot = TrackedRobot(Hand(), source)
+    source.answer = ObjectPose(np.ones(3), UPRIGHT, 98.0)
+    good = robot.read()["object_pos"]
+    source.answer = pose
+    for _ in range(2):
+        assert robot.read()["object_pos"] is good
+    assert robot.rejected == (2 if isinstance(pose, Exception) else 1)
+    assert reason in str(robot.rejection)
+    source.answer = ObjectPose(np.ones(3), UPRIGHT, 99.5)
+    assert robot.read()["object_pos"].time == 99.5
+
+
+def test_a_pose_in_the_cameras_frame_by_mujocos_own_arithmetic(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        frame, quat, place, pos = (
+            *(q / np.linalg.norm(q) for q in rng.normal(size=(2, 4))),
+            *(rng.normal(size=(2, 3))),
+        )
+        path = tmp_path / "camera.json"
+        path.write_text(json.dumps({"frame": "cam", "position": [*place], "quaternion": [*frame]}))
+        expected_pos, expected_quat = np.zeros(3), np.zeros(4)
+        mujoco.mju_mulPose(expected_pos, expected_quat, place, frame, pos, quat)
+        found_pos, found_quat = Calibration.load(path).to_hand(pos, quat)
+        np.testing.assert_allclose(found_pos, expected_pos, atol=1e-12)
+        np.testing.assert_allclose(found_quat, expected_quat, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object, got list"),
+        ('{"frame": "c", "position": [0, 0, 0]}', "'quaternion' is missing"),
+        (
+            '{"frame": "c", "position": [0, 0, 0], "quaternion": [1, 0, 0, 0], "pose": 1}',
+            "'pose' is unknown",
+        ),
+        ('{"frame": "", "position": [0, 0, 0], "quaternion": [1, 0, 0, 0]}', "frame ''"),
+        ('{"frame": "c", "position": [0, 0], "quaternion": [1, 0, 0, 0]}', "expected 3 numbers"),
+        ('{"frame": "c", "position": [0, 0, 0], "quaternion": [2, 0, 0, 0]}', "norm 2"),
+    ],
+)
+def test_a_calibration_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "camera.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        Calibration.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        Calibration.load(tmp_path / "none.json")
+
+
+def sent(seq: int | None, moment: float, x: float = 0.0, frame: str = "hand_base") -> SentPose:
+    return SentPose(np.array([x, 0, 0]), UPRIGHT, moment, frame, seq)
+
+
+def age(inbox: PoseInbox, seq: int, moment: float, arrival: float) -> float:
+    """Of the newest pose, when a message has come."""
+    inbox.put(sent(seq, moment), arrival)
+    assert inbox.latest is not None
+    return arrival - inbox.latest.time
+
+
+def test_a_late_message_is_known_to_be_old() -> None:
+    inbox = PoseInbox(latency=0.02)
+    # the sender's clock stands at 5 when ours stands at 1000; messages take 3 ms or longer
+    assert age(inbox, 0, 5.00, 1000.003) == pytest.approx(0.02)
+    assert age(inbox, 1, 5.05, 1000.053) == pytest.approx(0.02)
+    assert age(inbox, 2, 5.10, 1000.353) == pytest.approx(0.27)
+    assert age(inbox, 3, 5.35, 1000.354) == pytest.approx(0.021)
+    # a faster one than ever shows that the others had a delay
+    assert age(inbox, 4, 5.40, 1000.401) == pytest.approx(0.02)
+    assert age(inbox, 5, 5.45, 1000.453) == pytest.approx(0.022)
+
+
+def test_messages_that_a_silence_held_up_are_old_however_long_it_was() -> None:
+    inbox = PoseInbox()
+    for k in range(40):
+        age(inbox, k, 0.05 * k, 7.0 + 0.05 * k)
+    # a minute of them comes at once
+    ages = [age(inbox, k, 0.05 * k, 69.0 + 1e-5 * k) for k in range(40, 1240)]
+    np.testing.assert_allclose(ages, 62.0 - 0.05 * np.arange(40, 1240), atol=0.02)
+
+
+def test_clocks_may_drift_apart() -> None:
+    clock, errors = SenderClock(10.0), []
+    rng, rate = np.random.default_rng(0), 1 + 1e-4  # a bad quartz
+    for k in range(4000):
+        arrival = 0.02 * k * rate + float(rng.exponential(0.004))
+        errors.append(clock.offset(0.02 * k, arrival) - 0.02 * k * (rate - 1))
+    # 0 would be exact; ten seconds of drift are a millisecond
+    assert min(errors) >= -1.01e-3
+    assert max(errors[500:]) < 1e-3
+    assert len(clock._smallest) < 500
+
+
+def test_order_and_restarts() -> None:
+    inbox = PoseInbox()
+
+    def put(seq: int, moment: float, arrival: float) -> float:
+        inbox.put(sent(seq, moment, x=moment), arrival)
+        assert inbox.latest is not None
+        return float(inbox.latest.position[0])
+
+    assert put(10, 50.0, 1.0) == 50.0
+    assert put(12, 50.2, 1.2) == 50.2
+    assert put(11, 50.1, 1.21) == 50.2  # out of order
+    assert put(12, 50.2, 1.22) == 50.2  # the same again
+    assert (inbox.late, inbox.restarts) == (2, 0)
+    assert put(3, 41.0, 1.25) == 50.2  # a stray one from long ago
+    assert put(13, 50.3, 1.3) == 50.3
+    assert put(4, 41.1, 1.35) == 50.3  # and another: the stream went on between them
+    assert inbox.restarts == 0
+    assert put(14, 50.4, 1.4) == 50.4
+    assert put(0, 2.0, 5.0) == 50.4  # a sender that began anew
+    assert put(1, 2.1, 5.1) == 2.1
+    assert inbox.restarts == 1
+    assert inbox.latest is not None
+    assert inbox.latest.time == pytest.approx(5.1)  # by the new sender's clock
+    assert put(0, 2.3, 5.3) == 2.1  # anew, with the clock going on
+    assert put(1, 2.4, 5.4) == 2.4
+    assert put(2, 2.3, 5.5) == 2.4  # somebody set the clock back
+    assert put(3, 2.4, 5.6) == 2.4
+    assert inbox.restarts == 3
+    assert inbox.received == 14
+
+
+def test_messages_without_a_count_go_by_time() -> None:
+    inbox = PoseInbox()
+    for moment, arrival in ((10.0, 1.0), (10.1, 1.1), (10.05, 1.12), (3.0, 2.0), (3.1, 2.1)):
+        inbox.put(sent(None, moment), arrival)
+    assert (inbox.late, inbox.restarts) == (2, 1)
+
+
+def test_frames() -> None:
+    camera = Calibration("camera", np.array([0.0, 0, 0.5]), UPRIGHT)
+    inbox = PoseInbox(camera)
+    inbox.put(sent(0, 0.0, 0.1, "camera"), 1.0)
+    assert inbox.latest is not None
+    np.testing.assert_allclose(inbox.latest.position, [0.1, 0, 0.5])
+    inbox.put(sent(1, 0.1, 0.2), 1.1)
+    np.testing.assert_allclose(inbox.latest.position, [0.2, 0, 0])
+    inbox.put(sent(2, 0.2, 0.3, "world"), 1.2)
+    assert inbox.latest.position[0] == 0.2
+    assert (inbox.malformed, inbox.problem) == (
+        1,
+        "frame 'world': expected 'hand_base' or 'camera'",
+    )
+    with pytest.raises(ValueError, match=r"latency -1\.0: expected 0 or more"):
+        PoseInbox(latency=-1.0)
+
+
+GOOD = {
+    "schema": "widen.pose/1",
+    "frame": "hand_base",
+    "seq": 7,
+    "time": 12.5,
+    "position": [0.1, 0, -0.2],
+    "quaternion": [0, 1, 0, 0],
+}
+
+
+@pytest.mark.parametrize(
+    ("datagram", "reason"),
+    [
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 2000, "not JSON"),
+        (b"x" * 2049, "longer than 2048 bytes"),
+        (b"[1]", "expected a JSON object, got list"),
+        ({"schema": "widen.pose/2"}, "schema 'widen.pose/2': expected 'widen.pose/1'"),
+        ({"schema": None}, "schema None"),
+        ({"seq": -1}, "seq -1: expected a count"),
+        ({"seq": True}, "seq True"),
+        ({"seq": 1.0}, "seq 1.0"),
+        ({"time": "now"}, "time 'now': expected seconds"),
+        ({"time": math.nan}, "time nan"),
+        ({"time": 1_700_000_000_000_000_000}, "time 1700000000000000000: expected seconds"),
+        ({"frame": 1}, "frame 1: expected a name"),
+        ({"position": [0, 0]}, "position: expected 3 numbers"),
+        ({"position": [0, 0, "0"]}, "position: expected 3 numbers"),
+        ({"position": {"x": 0}}, "position: expected 3 numbers"),
+        ({"position": [0, 0, math.inf]}, "position: not finite"),
+        ({"position": [0, 0, 10**400]}, "position: not finite"),
+        ({"quaternion": [1, 0, 0]}, "quaternion: expected 4 numbers"),
+    ],
+)
+def test_malformed_datagrams(datagram: Any, reason: str) -> None:
+    data = datagram if isinstance(datagram, bytes) else json.dumps({**GOOD, **datagram}).encode()
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        parse_datagram(data)
+
+
+def test_every_key_is_needed() -> None:
+    pose = parse_datagram(json.dumps(GOOD).encode())
+    assert (pose.seq, pose.time, pose.frame) == (7, 12.5, "hand_base")
+    np.testing.assert_array_equal(pose.quaternion, [0, 1, 0, 0])
+    for key in GOOD.keys() - {"schema"}:
+        with pytest.raises(ValueError, match=f"'{key}' is missing"):
+            parse_datagram(json.dumps({k: v for k, v in GOOD.items() if k != key}).encode())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def test_datagrams_through_a_real_socket() -> None:
+    source = UdpPoseSource(port=0)
+    robot = TrackedRobot(Hand(), source)
+    source.start()
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        to = "127.0.0.1", source.port
+        assert source.latest() is None
+        for junk in (b"", b"{}", b"\x00" * 5000, b"[" * 60000):
+            sender.sendto(junk, to)
+        sender.sendto(json.dumps(GOOD).encode(), to)
+        before = time.monotonic()
+        wait_for(lambda: source.latest() is not None)
+        seen = robot.read()
+        np.testing.assert_allclose(seen["object_pos"].value, [0.1, 0, -0.2])
+        assert before - 1.0 < seen["object_pos"].time <= time.monotonic()
+        assert (source.inbox.received, source.inbox.malformed) == (5, 4)
+        assert source.inbox.problem == "longer than 2048 bytes"
+        # sent now, but by the sender's clock half a second before the one that came at once
+        late = {**GOOD, "seq": 8, "time": 12.6}
+        time.sleep(0.3)
+        sender.sendto(json.dumps(late).encode(), to)
+        wait_for(lambda: source.inbox.received == 6)
+        latest = source.latest()
+        assert latest is not None
+        assert time.monotonic() - latest.time >= 0.2
+    finally:
+        sender.close()
+        source.stop()
+        source.stop()
+    source.start()  # once more
+    source.stop()
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    first = UdpPoseSource(port=0)
+    first.start()
+    second = UdpPoseSource(port=first.port)
+    try:
+        with pytest.raises(ValueError, match=f"--pose: cannot listen on UDP port {first.port} of "):
+            second.start()
+    finally:
+        second.stop()
+        first.stop()
+    with pytest.raises(ValueError, match="cannot listen on UDP port 9870 of no-such-host"):
+        UdpPoseSource("no-such-host.invalid").start()
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("udp", "127.0.0.1", 9870),
+        ("udp:7000", "127.0.0.1", 7000),
+        ("udp:0.0.0.0:7000", "0.0.0.0", 7000),
+        ("udp:[::1]:7000", "::1", 7000),
+    ],
+)
+def test_sources_of_the_command_line(text: str, host: str, port: int) -> None:
+    source: PoseSource = make_pose_source(text, latency=0.01)
+    assert isinstance(source, UdpPoseSource)
+    assert (source._host, source.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tcp:1", r"--pose tcp:1: expected udp\[\[:HOST\]:PORT\] or ros:HOST:PORT/TOPIC"),
+        ("udp:", "--pose udp:: expected udp, udp:PORT or udp:HOST:PORT"),
+        ("udp:host", "port 'host': expected 1 to 65535"),
+        ("udp:0", "port '0': expected 1 to 65535"),
+        ("udp:1.2.3.4:70000", "port '70000'"),
+        ("ros", "--pose ros: expected ros:HOST:PORT/TOPIC"),
+        ("ros:host:9090", "expected ros:HOST:PORT/TOPIC"),
+        ("ros:9090/pose", "expected ros:HOST:PORT/TOPIC"),
+        ("ros:host:x/pose", "port 'x'"),
+    ],
+)
+def test_sources_that_there_are_not(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_pose_source(text)
+    with pytest.raises(ValueError, match="cannot be read"):
+        make_pose_source("udp", calibration="no/such/file.json")
