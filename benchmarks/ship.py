@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from widen.deploy.export import export_runner
+from widen.deploy.source import source_sha256
 from widen.envs.task import task_class
 from widen.train.candidate import Candidate, digest_of
 from widen.train.cli_policy import open_candidate, open_trial
@@ -48,12 +49,6 @@ MOST_BYTES = 2_000_000
 EVALUATED = 128  # episodes, as widen eval
 BEGIN, END = "<!-- policies: begin -->", "<!-- policies: end -->"
 SHOWN = ("nominal", "held_out", "suite")  # groups of conditions in the document
-SOURCES = {
-    "envs": (".py", ".xml"),
-    "randomization": (".py",),
-    "train": (".py",),
-    "deploy": (".py",),
-}
 
 
 def main() -> int:
@@ -271,17 +266,6 @@ def differences(have: Mapping[str, Any], want: Mapping[str, Any], key: str = "")
         elif name not in have or value != old:
             text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
             yield f"{key}{name}=" + text.removesuffix("\n").removesuffix("\n...")
-
-
-def source_sha256() -> str:
-    """Of the code that makes a policy and its figures."""
-    told = hashlib.sha256()
-    for folder, kinds in SOURCES.items():
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in kinds:
-                told.update(f"{path.relative_to(ROOT).as_posix()}\n".encode())
-                told.update(path.read_bytes())
-    return told.hexdigest()
 
 
 def write_page(policies: Path, page: Path) -> None:

@@ -47,8 +47,10 @@ from .contract import (
     StateTensor,
 )
 from .contract_schema import ages
+from .source import source_sha256
 
 SEQUENCES = 256  # compared with ONNX Runtime before a file is written
+_CODE_SHA256 = source_sha256()  # as loaded: files may be edited while a training runs
 _PACKAGES = ("widen", "mujoco", "torch", "numpy", "onnx", "onnxruntime")
 
 
@@ -263,6 +265,7 @@ def export_runner(
             "seed": config.seed,
             "config": text,
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "code_sha256": _CODE_SHA256,
         },
     )
     return export_policy(graph, contract, path)
