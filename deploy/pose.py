@@ -229,8 +229,8 @@ def make_pose_source(
     """The source that a command line names.
 
     Args:
-        text: "udp", "udp:PORT" or "udp:HOST:PORT", where to listen; "ros:HOST:PORT/TOPIC", the
-            rosbridge to ask. HOST [::1] for IPv6.
+        text: "udp", "udp:PORT" or "udp:HOST:PORT", where to listen; "ros:HOST:PORT/TOPIC" or
+            "ros2:...", the rosbridge to ask. HOST [::1] for IPv6.
         calibration: file of `Calibration.load`, if the tracker's frame is not the hand's.
         latency: [s] from the moment that a pose was so to the time that the sender stamps on it.
         clock: the robot's; None for the computer's.
@@ -248,18 +248,26 @@ def make_pose_source(
             raise ValueError(f"--pose {text}: expected udp, udp:PORT or udp:HOST:PORT")
         frame = Calibration.load(calibration) if calibration is not None else None
         return UdpPoseSource(*where, transform=frame, latency=latency, clock=clock)
-    if kind == "ros":
-        from .pose_ros import RosPoseSource
+    if kind in ("ros", "ros2"):
+        from .pose_ros import ROS1_TYPE, ROS2_TYPE, RosPoseSource
 
         address, slash, topic = rest.partition("/")
         host, colon, port = address.rpartition(":")
         if not (slash and topic and colon and host):
-            raise ValueError(f"--pose {text}: expected ros:HOST:PORT/TOPIC")
+            raise ValueError(f"--pose {text}: expected {kind}:HOST:PORT/TOPIC")
         frame = Calibration.load(calibration) if calibration is not None else None
         return RosPoseSource(
-            host, _port(text, port), f"/{topic}", transform=frame, latency=latency, clock=clock
+            host,
+            _port(text, port),
+            f"/{topic}",
+            message_type=ROS2_TYPE if kind == "ros2" else ROS1_TYPE,
+            transform=frame,
+            latency=latency,
+            clock=clock,
         )
-    raise ValueError(f"--pose {text}: expected udp[[:HOST]:PORT] or ros:HOST:PORT/TOPIC")
+    raise ValueError(
+        f"--pose {text}: expected udp[[:HOST]:PORT], ros:HOST:PORT/TOPIC or ros2:HOST:PORT/TOPIC"
+    )
 
 
 def _port(text: str, port: str) -> int:

@@ -399,7 +399,7 @@ def test_sources_of_the_command_line(text: str, host: str, port: int) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tcp:1", r"--pose tcp:1: expected udp\[\[:HOST\]:PORT\] or ros:HOST:PORT/TOPIC"),
+        ("tcp:1", r"--pose tcp:1: expected udp\[\[:HOST\]:PORT\], ros:HOST:PORT/TOPIC or ros2:"),
         ("udp:", "--pose udp:: expected udp, udp:PORT or udp:HOST:PORT"),
         ("udp:host", "port 'host': expected 1 to 65535"),
         ("udp:0", "port '0': expected 1 to 65535"),
