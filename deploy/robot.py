@@ -84,6 +84,17 @@ class Robot(Protocol):
         """Leave the robot safe; also called after an error, and when `start` failed."""
         ...
 
+    # Optional, in any combination:
+    #
+    # disarm() makes the motors passive at once while readings go on; called on a fault, after
+    # which the next `command` makes them active again. Without it `stop` is called, and a hand
+    # cannot be re-armed.
+    #
+    # fault: a string, not empty when the robot itself has given up, for example because a motor
+    # reports a hardware error; the controller then faults and gives it as the reason.
+    #
+    # The readings "joint_current" (nu,) [A] and "joint_temperature" (nu,) [degC].
+
 
 def load_robot(name: str) -> Robot:
     """A user's own robot: MODULE:CLASS, made without arguments.
