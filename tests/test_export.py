@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -307,3 +308,48 @@ def test_training_is_not_disturbed_and_one_frame_needs_no_past(
     assert loaded.verify() <= TOLERANCE
     with pytest.raises(ValueError, match="cannot be written: No such file"):
         export_policy(graph, loaded.contract, tmp_path / "no" / "p.onnx")
+
+
+def test_an_object_beyond_reach_is_what_the_task_calls_dropped() -> None:
+    env = make_env("cube_rotate")
+    graph = graph_of(env, "cube_rotate", random_policy(env))
+    reach = contract_of(env, "cube_rotate", graph).reach
+    assert reach is not None
+    assert (reach.reading, reach.center, reach.radius) == ("object_pos", env.scene.hand.nest, 0.1)
+    ids, rng = torch.arange(NUM_ENVS), np.random.default_rng(0)
+    qpos, qvel = env.task.reset(ids)
+    away = rng.standard_normal((NUM_ENVS, 3))
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    distance = np.array([0.0, 0.05, 0.099, 0.0999, 0.1001, 0.101, 0.15, 1.0])[:, None]
+    place = torch.from_numpy(reach.center + distance * away)
+    qpos[:, env.scene.object_qpos : env.scene.object_qpos + 3] = place
+    env.sim.reset(ids, qpos, qvel)
+    dropped = env.task.evaluate(torch.zeros(NUM_ENVS, 16)).failure
+    measured = env.task.readings()["object_pos"].numpy()
+    assert [not reach.contains(p) for p in measured] == dropped.tolist() == [False] * 4 + [True] * 4
+
+
+def test_reach_follows_the_settings_and_the_pose_and_is_none_without_an_object() -> None:
+    def reach_of(task: str, settings: dict[str, float] | None = None) -> Any:
+        env = make_env(task)
+        graph = graph_of(env, task, random_policy(env))
+        about: Any = {"hand": "leap", "object_name": None, "control_period": 0.05}
+        return env, describe(env.scene, task, graph, settings=settings, **about).reach
+
+    assert reach_of("fingertip_reach")[1] is None
+    env, reach = reach_of("cube_reorient", {"drop_distance": 0.07})
+    assert (reach.center, reach.radius) == (env.scene.hand.nest, 0.07)
+
+
+def test_a_contract_that_does_not_fit_is_not_written(tmp_path: Path, case: Case) -> None:
+    graph = graph_of(case.env, case.task, case.policy)
+    path = tmp_path / "policy.onnx"
+    for wrong, message in (
+        ({"kv": (-1.0,) * 16}, r"kv\[0\]: expected at least 0, got -1.0"),
+        ({"home": (9.0,) * 16}, "home 9.0 is not in"),
+        ({"npd": "wide"}, "npd: expected a number or null"),
+    ):
+        contract = dataclasses.replace(case.contract, **wrong)
+        with pytest.raises(ValueError, match=message):
+            export_policy(graph, contract, path)
+    assert not path.exists()
