@@ -31,6 +31,7 @@ class SimRobot:
         object_qpos: int | None = None,
         nest: np.ndarray | None = None,
         tip_sites: tuple[int, ...] = (),
+        dropped: float = DROPPED,
         clock: Clock | None = None,
         seed: int = 0,
     ) -> None:
@@ -44,6 +45,7 @@ class SimRobot:
             object_qpos: address of the object's free joint in qpos, or None without an object.
             nest: (3,) [m] where the object rests; needed with an object.
             tip_sites: site ids of the fingertips.
+            dropped: how far from its resting place an object counts as fallen [m].
             clock: None for the computer's.
             seed: of the yaw at which the object is let go.
         """
@@ -51,20 +53,23 @@ class SimRobot:
 
         self._mujoco = mujoco
         self._model, self._data = model, mujoco.MjData(model)
+        self._off = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
         self.joint_names = tuple(joint_names)
         self.clock: Clock = clock if clock is not None else MonotonicClock()
         self.drops = 0
         self._joints, self._home = np.asarray(joint_qpos), np.asarray(home, np.float64)
         self._object = object_qpos
         self._nest = np.asarray(nest if nest is not None else np.zeros(3), np.float64)
-        self._tips = list(tip_sites)
+        self._tips, self._dropped = list(tip_sites), dropped
         self._rng = np.random.default_rng(seed)
         self._begin, self._steps = 0.0, 0
         self._place()
 
     @classmethod
-    def from_scene(cls, scene: Any, clock: Clock | None = None, seed: int = 0) -> SimRobot:
-        """The hand and object of a `widen.envs.scene.Scene`."""
+    def from_scene(
+        cls, scene: Any, clock: Clock | None = None, seed: int = 0, dropped: float = DROPPED
+    ) -> SimRobot:
+        """The hand and object of a `widen.envs.scene.Scene`; else as the constructor."""
         hand = scene.hand
         return cls(
             scene.model,
@@ -74,9 +79,15 @@ class SimRobot:
             object_qpos=scene.object_qpos if scene.object_body is not None else None,
             nest=hand.nest,
             tip_sites=tuple(int(scene.model.site(tip).id) for tip in hand.fingertips),
+            dropped=dropped,
             clock=clock,
             seed=seed,
         )
+
+    @property
+    def timestep(self) -> float:
+        """Of the physics [s]."""
+        return float(self._model.opt.timestep)
 
     def start(self) -> None:
         self._begin, self._steps = self.clock.now(), 0
@@ -100,7 +111,13 @@ class SimRobot:
 
     def command(self, joint_target: np.ndarray) -> None:
         self._catch_up()
+        self._model.opt.disableflags &= ~self._off
         self._data.ctrl[:] = joint_target
+
+    def disarm(self) -> None:
+        """Motors without torque until the next command."""
+        self._catch_up()
+        self._model.opt.disableflags |= self._off
 
     def stop(self) -> None:
         """A simulated hand is always safe."""
@@ -117,7 +134,7 @@ class SimRobot:
         if self._object is None:
             return False
         gap = self._data.qpos[self._object : self._object + 3] - self._nest
-        return not float(np.linalg.norm(gap)) <= DROPPED
+        return not float(np.linalg.norm(gap)) <= self._dropped
 
     def _place(self) -> None:
         """Hand at home and at rest, object above the palm at any yaw."""

@@ -27,7 +27,7 @@ from widen.randomization.adversary import object_mass
 from widen.randomization.events import WrenchPulse
 from widen.randomization.parameter import Parts, Plant
 from widen.randomization.scripted import Script, Scripted
-from widen.train.cli_policy import make_robot
+from widen.train.cli_policy import make_sim_robot
 from widen.train.config import load_config
 
 MIX: list[Any] = ["cube", "cylinder", {"name": "egg", "mass": 0.1}, "pen"]
@@ -194,7 +194,7 @@ def test_a_run_of_a_mix_is_evaluated_exported_and_run(trained: Path) -> None:
 
 
 def test_the_simulated_robot_holds_the_first_object(trained: Path) -> None:
-    robot: Any = make_robot("sim", OnnxPolicy(trained / "policy.onnx").contract)
+    robot: Any = make_sim_robot(OnnxPolicy(trained / "policy.onnx").contract)
     geom = robot._model.geom("object")
     assert geom.type[0] == mujoco.mjtGeom.mjGEOM_BOX
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -296,29 +295,70 @@ def run(
     robot: Annotated[
         str,
         typer.Option(
-            metavar="sim|MODULE:CLASS",
+            metavar="sim|leap|MODULE:CLASS",
             help="sim is a simulated hand, MODULE:CLASS your own: see widen.deploy.robot.Robot.",
         ),
     ],
     seconds: Annotated[float, typer.Option(metavar="S", help="How long.")] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but send nothing.")] = False,
+    port: Annotated[str | None, typer.Option(metavar="PORT", help="leap: the serial port.")] = None,
+    baud: Annotated[int | None, typer.Option(metavar="BAUD", help="leap: of the bus.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="leap: from widen leap calibrate.")
+    ] = None,
+    current_limit: Annotated[
+        float | None, typer.Option(metavar="A", help="leap: the most that a motor may draw.")
+    ] = None,
+    pose: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Who sees the object: udp[[:HOST]:PORT], ros:HOST:PORT/TOPIC, ros2:...",
+        ),
+    ] = None,
+    pose_frame: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the camera is: docs/object-pose.md.")
+    ] = None,
+    pose_latency: Annotated[
+        float, typer.Option(metavar="S", help="From the picture to the sender's time stamp.")
+    ] = 0.0,
+    max_speed: Annotated[
+        float | None, typer.Option(metavar="RAD/S", help="Of joint targets; less than trained.")
+    ] = None,
+    max_acceleration: Annotated[
+        float | None, typer.Option(metavar="RAD/S2", help="Of joint targets.")
+    ] = None,
+    stop_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Emergency stop when this file appears.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every cycle, for widen play FILE.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a policy in closed loop on a robot, at its own rate."""
-    if not 0 < seconds <= 86_400:
-        raise ValueError(f"--seconds {seconds:g}: expected more than 0 and at most 86400")
-    from widen.deploy.controller import run as control
-    from widen.deploy.runtime import OnnxPolicy
+    """Run a policy in closed loop on a robot, at its own rate. A fault ends it with exit code 1."""
+    from .cli_run import RunOptions, run_policy
 
-    from .cli_policy import make_robot
-    from .cli_subject import find_policy
-
-    subject = find_policy(policy)
-    loaded = OnnxPolicy(subject.path)
-    # stdout is the result's: a user's robot may print
-    with contextlib.redirect_stdout(sys.stderr):
-        report = control(loaded, make_robot(robot, loaded.contract), seconds, dry_run=dry_run)
-    show.emit({"policy": subject.name, "robot": robot, **report.as_dict()}, as_json, show.run)
+    options = RunOptions(
+        robot=robot,
+        seconds=seconds,
+        dry_run=dry_run,
+        port=port,
+        baud=baud,
+        calibration=calibration,
+        current_limit=current_limit,
+        pose=pose,
+        pose_frame=pose_frame,
+        pose_latency=pose_latency,
+        max_speed=max_speed,
+        max_acceleration=max_acceleration,
+        stop_file=stop_file,
+        log=log,
+    )
+    result = run_policy(policy, options)
+    show.emit(result, as_json, show.run)
+    if result["state"] == "fault":
+        raise typer.Exit(1)
 
 
 @app.command("list")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from widen.deploy.contract import Contract
-    from widen.deploy.robot import Robot
     from widen.deploy.runtime import OnnxPolicy
+    from widen.deploy.sim_robot import SimRobot
     from widen.envs.batched import BatchedEnv
     from widen.envs.objects import ObjectChoice
     from widen.envs.perturbation import Perturbation
@@ -174,21 +174,16 @@ def _training_config(policy: OnnxPolicy) -> RunConfig:
     return parse_config(yaml.safe_load(text), f"{policy.path}: contract: training.config")
 
 
-def make_robot(name: str, contract: Contract) -> Robot:
-    """The robot of `widen run`.
+def make_sim_robot(contract: Contract, timestep: float | None = None) -> SimRobot:
+    """The hand and the object of a policy's training, simulated, as a robot.
 
-    Raises:
-        ValueError: no such robot, or one that cannot be had.
+    Args:
+        contract: of the policy.
+        timestep: of the physics [s]; None for the one of the training.
     """
-    from widen.deploy.robot import load_robot
-
-    if name == "leap":
-        raise ValueError("--robot leap: not in this version; expected sim or MODULE:CLASS")
-    if name != "sim":
-        return load_robot(name)
     import yaml
 
-    from widen.deploy.sim_robot import SimRobot
+    from widen.deploy.sim_robot import DROPPED, SimRobot
     from widen.envs.hand import load_hand
     from widen.envs.scene import build_scene
     from widen.envs.task import task_class
@@ -198,10 +193,11 @@ def make_robot(name: str, contract: Contract) -> Robot:
     scene = build_scene(
         load_hand(contract.hand).posed(task_class(contract.task).pose),
         contract.object,
-        timestep=contract.control_period / trained.get("substeps", 3),
+        timestep=timestep or contract.control_period / trained.get("substeps", 3),
         iterations=trained.get("iterations", 20),
     )
-    return SimRobot.from_scene(scene)
+    reach = contract.reach.radius if contract.reach is not None else DROPPED
+    return SimRobot.from_scene(scene, dropped=reach)
 
 
 def check_output(path: Path) -> None:

@@ -143,6 +143,9 @@ def run(result: dict[str, Any]) -> None:
     by_name = result["interventions_by_name"]
     held = ", ".join(f"{name} {count}" for name, count in by_name.items())
     print(f"{result['interventions']} interventions{': ' if held else ''}{held}")
+    if result["state"] != "active":
+        reason = f": {result['reason']}" if result["reason"] else ""
+        print(f"ended in {result['state'].upper()}{reason}")
 
 
 def names(rows: list[dict[str, Any]]) -> None:
