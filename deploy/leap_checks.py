@@ -33,6 +33,14 @@ def all_named(ids: list[int]) -> str:
     return ", ".join(named(id) for id in ids)
 
 
+def no_answer(bus: LeapBus) -> str:
+    """What to say when no motor answers; looks for them at other rates."""
+    at = f"--port {bus.port}: no motor answers at {bus.baud} baud"
+    if (other := bus.answering_baud()) is not None:
+        return f"{at}; one does at {other}: expected --baud {other}"
+    return f"{at} or any other rate; is the hand's power on and this its port?"
+
+
 def require_motors(bus: LeapBus) -> None:
     """All sixteen answer and are of the right kind.
 
@@ -41,15 +49,7 @@ def require_motors(bus: LeapBus) -> None:
     """
     found = bus.find()
     if not found:
-        other = bus.answering_baud()
-        at = f"no motor answers at {bus.baud} baud"
-        if other is not None:
-            raise ValueError(
-                f"--port {bus.port}: {at}; one does at {other}: expected --baud {other}"
-            )
-        raise ValueError(
-            f"--port {bus.port}: {at} or any other rate; is the hand's power on and this its port?"
-        )
+        raise ValueError(no_answer(bus))
     if missing := [id for id in range(len(MOTOR_JOINTS)) if id not in found]:
         raise ValueError(f"--port {bus.port}: no answer from {all_named(missing)}")
     for id, model in found.items():

@@ -15,6 +15,7 @@ import typer
 from . import cli_show as show
 from . import cli_show_exam as show_exam
 from .cli_errors import Told, near, one_line
+from .cli_leap import leap
 
 app = typer.Typer(
     name="widen",
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(leap, name="leap")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
