@@ -158,8 +158,8 @@ class Controller:
         return self._supervisor.state
 
     @property
-    def history(self) -> list[tuple[int, State, str]]:
-        """(cycle, state, reason) of every change of state."""
+    def history(self) -> list[tuple[float, State, str]]:
+        """(time [s] on the robot's clock, state, reason) of every change of state."""
         return self._supervisor.history
 
     def loop(self, seconds: float, on_fault: Literal["end", "wait"] = "end") -> None:
@@ -197,7 +197,7 @@ class Controller:
             self._guard.forget()
             self._error, self._late, self._bad_outputs = "", 0, 0
             self._begin_anew()
-            self._supervisor.rearm()
+            self._supervisor.rearm(self._robot.clock.now())
 
     def cycle(self) -> None:
         """One control period."""
@@ -212,7 +212,7 @@ class Controller:
         before = self.state
         at_home = self._approach is not None and not len(self._approach) and self._arrived()
         state = self._supervisor.step(
-            problems, at_home=at_home, go_home=self._lost or self._approach is None
+            problems, now, at_home=at_home, go_home=self._lost or self._approach is None
         )
         asked = sent = None
         if state is State.FAULT:

@@ -92,24 +92,26 @@ class Supervisor:
     Attributes:
         state: now.
         reason: why it is HOLD or FAULT, or was last; "" if never.
-        history: (cycle, state, reason) of every change.
+        history: (time [s], state, reason) of every change.
     """
 
     def __init__(self) -> None:
         self.state, self.reason = State.DISARMED, ""
-        self.history: list[tuple[int, State, str]] = []
+        self.history: list[tuple[float, State, str]] = []
         self._before_hold = State.HOMING
-        self._cycle = 0
+        self._now = 0.0
 
-    def step(self, problems: Iterable[Problem], *, at_home: bool, go_home: bool) -> State:
-        """The state of this cycle.
+    def step(
+        self, problems: Iterable[Problem], now: float, *, at_home: bool, go_home: bool
+    ) -> State:
+        """The state of this cycle, which looks at `now` [s].
 
         Args:
             problems: of this cycle; a fault among them comes before everything.
             at_home: whether the way home is done.
             go_home: whether the way home has to be gone (again).
         """
-        self._cycle += 1
+        self._now = now
         found = list(problems)
         if self.state is State.FAULT:
             return self.state
@@ -131,14 +133,15 @@ class Supervisor:
             return self._change(State.ACTIVE, "")
         return self.state
 
-    def rearm(self) -> None:
-        """Leave FAULT: the next good readings begin the way home from the measured pose."""
+    def rearm(self, now: float) -> None:
+        """Leave FAULT at `now` [s]: the next good readings begin the way home from the measured pose."""
         if self.state is State.FAULT:
+            self._now = now
             self._change(State.DISARMED, "")
 
     def _change(self, state: State, reason: str) -> State:
         if state is not self.state:
-            self.history.append((self._cycle, state, reason))
+            self.history.append((self._now, state, reason))
         self.state = state
         self.reason = reason or self.reason
         return state

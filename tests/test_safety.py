@@ -169,11 +169,12 @@ def test_motors() -> None:
 
 
 def test_states() -> None:
-    one = Supervisor()
+    one, times = Supervisor(), []
     hold, fault = Problem("late", False), Problem("hot", True)
 
     def step(*problems: Problem, home: bool = False, go: bool = False) -> State:
-        return one.step(problems, at_home=home, go_home=go)
+        times.append(len(times) + 1.0)
+        return one.step(problems, times[-1], at_home=home, go_home=go)
 
     assert step(hold) is step(fault) is State.DISARMED  # nothing to turn off yet
     assert step(go=True) is State.HOMING
@@ -186,9 +187,9 @@ def test_states() -> None:
     assert step() is State.HOMING
     assert step(hold, fault) is State.FAULT
     assert step() is step(home=True) is step(go=True) is State.FAULT
-    one.rearm()
+    one.rearm(15.0)
     assert one.state is State.DISARMED
-    assert [(c, s.value, r) for c, s, r in one.history][-3:] == [
+    assert [(t, s.value, r) for t, s, r in one.history][-3:] == [
         (11, "homing", ""),
         (12, "fault", "hot"),
         (15, "disarmed", ""),

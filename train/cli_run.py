@@ -111,7 +111,7 @@ def make_robot(options: RunOptions, policy: OnnxPolicy) -> Robot:
 
     if options.robot == "leap":
         from widen.deploy.leap import LeapRobot
-        from widen.deploy.leap_registers import BAUD
+        from widen.deploy.leap_bus import BAUD
 
         return LeapRobot(
             options.port or "",
