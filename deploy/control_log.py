@@ -18,7 +18,7 @@ import numpy as np
 
 from .contract import Contract
 from .log_file import OTHER, SCHEMA, is_log
-from .robot import Measurement
+from .robot import Clock, Measurement
 
 PER_JOINT = "joint_"  # readings of these names are in the robot's order of joints
 _BUFFERS = 8  # of about a second each: so long may a disk hang
@@ -48,6 +48,7 @@ class ControlLog:
         states: Sequence[str],
         interventions: Sequence[str],
         robot_joints: Sequence[str] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Begin a file. A log that is there is replaced, anything else is left alone.
 
@@ -60,6 +61,8 @@ class ControlLog:
             interventions: names that may come; others count as `OTHER`.
             robot_joints: the robot's own order of joints, in which `write` gets readings whose
                 names begin with "joint_"; None where it is that of "joints".
+            clock: the robot's, by which `write` notes when a command had been sent; None to note
+                that it took no time.
 
         Raises:
             ValueError: there is no such folder, the file cannot be written or is no log.
@@ -68,6 +71,7 @@ class ControlLog:
         joints = list(header["joints"])
         own = list(robot_joints) if robot_joints is not None else joints
         self._order = None if own == joints else [own.index(name) for name in joints]
+        self._clock = clock
         self._bits = {name: 1 << i for i, name in enumerate(interventions[:_MOST_NAMES])}
         dtype = _record(len(joints), readings)
         period = float(header.get("control_period", 0.05))
@@ -103,6 +107,7 @@ class ControlLog:
         states: Sequence[str],
         interventions: Sequence[str],
         robot_joints: Sequence[str],
+        clock: Clock | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> ControlLog:
         """A log of the contract's readings and of currents and temperatures of the joints.
@@ -111,7 +116,7 @@ class ControlLog:
             path: of the file.
             name: of the policy, for people.
             contract: the policy's.
-            states, interventions, robot_joints: as in the constructor.
+            states, interventions, robot_joints, clock: as in the constructor.
             more: further entries of the header, such as the robot's name; "timestep" [s] of a
                 simulated robot is what a replay steps by.
 
@@ -136,6 +141,7 @@ class ControlLog:
             states=states,
             interventions=interventions,
             robot_joints=robot_joints,
+            clock=clock,
         )
 
     def write(
@@ -150,7 +156,8 @@ class ControlLog:
         sent: np.ndarray | None,
         cycle_ms: float,
     ) -> None:
-        """Note one cycle; never waits for the disk, and never minds what a reading holds.
+        """Note one cycle, right after its command; never waits for the disk, and never minds what
+        a reading holds.
 
         Args:
             cycle: number of the control period.
@@ -168,6 +175,7 @@ class ControlLog:
         if self.problem is not None:
             self.lost += 1
             return
+        delay = self._clock.now() - time if self._clock is not None else 0.0
         if math.isnan(self._begin):
             self._begin = self._since = time
         if self._count == self._capacity or time - self._since >= 1.0:
@@ -179,6 +187,7 @@ class ControlLog:
         buffer.fields["state"][i] = state
         buffer.fields["interventions"][i] = self._mask(interventions)
         buffer.fields["cycle_ms"][i] = cycle_ms
+        buffer.fields["sent_after"][i] = delay
         _set(buffer.fields["asked"], i, asked)
         _set(buffer.fields["sent"], i, sent)
         for name, values, ages in buffer.readings:
@@ -279,7 +288,8 @@ def _record(joints: int, readings: Sequence[tuple[str, tuple[int, ...]]]) -> np.
     fields: list[tuple[Any, ...]] = list(_FIXED)
     for name, shape in readings:
         fields += [(name, "<f4", tuple(shape)), (f"{name}_age", "<f4")]
-    fields += [("asked", "<f4", (joints,)), ("sent", "<f4", (joints,)), ("cycle_ms", "<f4")]
+    fields += [("asked", "<f4", (joints,)), ("sent", "<f4", (joints,))]
+    fields += [("sent_after", "<f4"), ("cycle_ms", "<f4")]
     return np.dtype(fields)
 
 

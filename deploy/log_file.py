@@ -21,20 +21,29 @@ _LONGEST_HEADER = 1 << 26  # [bytes]
 def is_log(path: str | Path) -> bool:
     """Whether a file begins as a log does."""
     mark = f'{{"schema": "{SCHEMA.partition("/")[0]}/'.encode()
-    with contextlib.suppress(OSError), Path(path).open("rb") as file:
-        return file.read(len(mark)) == mark
+    path = Path(path)
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(len(mark)) == mark
     return False
 
 
 class Identification(NamedTuple):
-    """What system identification asks for; rows are cycles in which both are known."""
+    """What system identification asks for; rows are cycles in which both are known.
+
+    Times are [s] since the first record, which was not the first measurement: they may begin below
+    0, by the age that the first had.
+    """
 
     times: np.ndarray
-    """(T,) [s] of the joint positions, increasing, from the log's beginning"""
-    controls: np.ndarray
-    """(T, nu) [rad], joint targets in force from shortly after `times` on"""
+    """(T,) of the joint positions, increasing"""
     joint_pos: np.ndarray
     """(T, nu) [rad]"""
+    control_times: np.ndarray
+    """(T,) from which the controls were in force, increasing"""
+    controls: np.ndarray
+    """(T, nu) joint targets [rad]"""
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,9 @@ class Log:
         header: as written.
         times: (T,) [s] since the first record.
         arrays: "cycle", "state" and "interventions" (a bit for each name in the header), each
-            reading (T, ...) and NAME_age (T,) [s], "asked" and "sent" (T, nu) [rad], "cycle_ms".
-            What was not there is not a number.
+            reading (T, ...) and NAME_age (T,) [s], "asked" and "sent" (T, nu) [rad], "sent_after",
+            the time [s] from `times` until the command was out, and "cycle_ms". What was not there
+            is not a number.
     """
 
     path: Path
@@ -72,7 +82,7 @@ class Log:
             raise ValueError(f"{self.path}: {error}") from None
 
     def identification(self) -> Identification:
-        """Times, controls and joint positions, for `mujoco.sysid` and others.
+        """Joint positions and controls with their times, for `mujoco.sysid` and others.
 
         Raises:
             ValueError: the log has no cycle with joint positions and a command.
@@ -85,7 +95,8 @@ class Log:
         usable &= measured > newest + 1e-6
         if not usable.any():
             raise ValueError(f"{self.path}: no cycle with joint positions and a command")
-        return Identification(measured[usable], sent[usable], position[usable])
+        in_force = self.times + self.arrays["sent_after"]
+        return Identification(measured[usable], position[usable], in_force[usable], sent[usable])
 
 
 def read_log(path: str | Path) -> Log:
@@ -110,7 +121,7 @@ def read_log(path: str | Path) -> Log:
         records = np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
         arrays = {str(name): records[name].copy() for name in dtype.names or ()}
         times = arrays.pop("time")
-        for name in ("cycle", "state", "interventions", "asked", "sent", "cycle_ms"):
+        for name in ("cycle", "state", "interventions", "asked", "sent", "sent_after", "cycle_ms"):
             arrays[name]
         names = [*header["joints"], *header["states"], *header["interventions"]]
         if not all(isinstance(name, str) for name in names):

@@ -85,9 +85,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert found.counts() == {name: 1 for name in (*NAMES, "other")}
     assert found.header["states"] == list(STATES)
     assert found.header["policy"] == "still"
-    # 8 + 8 + 2 + 8 + (3 + 1 + 3 + 1 + 6 + 1 + 3 + 3 + 1) * 4 bytes for each cycle
+    # 8 + 8 + 2 + 8 + (3 + 1 + 3 + 1 + 6 + 1 + 3 + 3 + 2) * 4 bytes for each cycle
     size = len(path.read_bytes().split(b"\n")[0]) + 1
-    assert path.stat().st_size == size + 71 * 114
+    assert path.stat().st_size == size + 71 * 118
 
 
 def test_a_robot_with_another_order_of_joints(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_an_incomplete_last_record_is_passed_over(tmp_path: Path) -> None:
         for cycle in range(5):
             write(log, cycle)
     whole = path.read_bytes()
-    for cut in (1, 113, 114, 115):
+    for cut in (1, 117, 118, 119):
         path.write_bytes(whole[:-cut])
-        assert len(read_log(path).times) == (4 if cut <= 114 else 3)
+        assert len(read_log(path).times) == (4 if cut <= 118 else 3)
 
 
 FULL = """
@@ -282,6 +282,7 @@ def test_what_identification_gets(tmp_path: Path) -> None:
     found = read_log(log.path).identification()
     np.testing.assert_allclose(found.times, [0.04, 0.09, 0.19, 0.24], atol=1e-7)
     np.testing.assert_array_equal(found.joint_pos[:, 0], [1, 2, 4, 5])
+    np.testing.assert_allclose(found.control_times, [0.05, 0.1, 0.2, 0.25], atol=1e-7)
     np.testing.assert_allclose(found.controls[:, 0], [2.001, 2.002, 2.004, 2.005], atol=1e-6)
     with open_log(tmp_path / "run.log") as log:
         write(log, 0, sent=None)
