@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from widen.envs.batched import BatchedEnv
     from widen.envs.objects import ObjectChoice
     from widen.envs.perturbation import Perturbation
+    from widen.envs.scene import Scene
     from widen.envs.sim import SimConfig
 
     from .candidate import Candidate
@@ -181,23 +182,28 @@ def make_sim_robot(contract: Contract, timestep: float | None = None) -> SimRobo
         contract: of the policy.
         timestep: of the physics [s]; None for the one of the training.
     """
+    from widen.deploy.sim_robot import DROPPED, SimRobot
+
+    reach = contract.reach.radius if contract.reach is not None else DROPPED
+    return SimRobot.from_scene(contract_scene(contract, timestep), dropped=reach)
+
+
+def contract_scene(contract: Contract, timestep: float | None = None) -> Scene:
+    """The scene that a policy was trained in; arguments as of `make_sim_robot`."""
     import yaml
 
-    from widen.deploy.sim_robot import DROPPED, SimRobot
     from widen.envs.hand import load_hand
     from widen.envs.scene import build_scene
     from widen.envs.task import task_class
 
     trained = yaml.safe_load(contract.training.get("config") or "{}").get("sim", {})
     tell_of_missing(contract.object, 1)
-    scene = build_scene(
+    return build_scene(
         load_hand(contract.hand).posed(task_class(contract.task).pose),
         contract.object,
         timestep=timestep or contract.control_period / trained.get("substeps", 3),
         iterations=trained.get("iterations", 20),
     )
-    reach = contract.reach.radius if contract.reach is not None else DROPPED
-    return SimRobot.from_scene(scene, dropped=reach)
 
 
 def check_output(path: Path) -> None:
