@@ -18,6 +18,7 @@ from .sim_robot import ABOVE_NEST, DROPPED
 POSE_HZ = 60.0
 PICKED_UP = 0.5  # a fallen object is put back after so long [s]
 LONGEST = 1.0  # after a pause of the computer no more than this is made up for [s]
+AT_HOME = 0.15  # the object is let go when no joint is further from home [rad]
 HELD = 1e3  # damping of a joint that something holds [N m s/rad]
 
 
@@ -60,6 +61,9 @@ class SimHand:
     The scene's position servos move the joints, with the gains of the contract; torque, goals and
     current limits are the motors'. A current is a torque over the torque constant.
 
+    Somebody holds the object above the palm until all motors have torque and the hand is at home.
+    When it has fallen it is put back after half a second, into a hand without torque not at all.
+
     Attributes:
         angle, velocity, current: (16,) [rad], [rad/s], [A] in the order of motor ids.
         drops: how often the object has fallen.
@@ -90,9 +94,11 @@ class SimHand:
         self._force = scene.model.actuator_forcerange[order, 1].copy()
         self._damping = scene.model.dof_damping[self._dof].copy()
         self._driven = b""  # what the model was last set to
+        self._home = np.array(scene.hand.home)[order]
         self._begin, self._steps, self._seen, self._fell = 0.0, 0, 0, math.inf
         self.drops = 0
-        self._data.qpos[self._qpos] = np.array(scene.hand.home)[order]
+        self._data.qpos[self._qpos] = self._home
+        self._held = True
         self._put_back()
         mujoco.mj_forward(scene.model, self._data)
         self._look()
@@ -114,7 +120,7 @@ class SimHand:
         self._steps += due
         self._look()
         if self._object is not None:
-            self._watch_object()
+            self._watch_object(bool(drive.torque.all()))
 
     def _obey(self, drive: Drive) -> None:
         """Set the servos as the motors' registers are."""
@@ -138,7 +144,7 @@ class SimHand:
         self.velocity = self._data.qvel[self._dof].copy()
         self.current = self._data.actuator_force[self._actuators] / TORQUE_CONSTANT
 
-    def _watch_object(self) -> None:
+    def _watch_object(self, torque: bool) -> None:
         """Publish its pose, and put it back some time after it has fallen."""
         moment = self._begin + self._steps * self._model.opt.timestep
         pose = self._data.qpos[self._object : self._object + 7]
@@ -147,7 +153,13 @@ class SimHand:
             self.drops += 1
             self._fell = moment
         if moment >= self._fell + PICKED_UP:
+            self._held = not torque
             self._put_back()
+        if self._held:
+            at_home = float(np.abs(self.angle - self._home).max()) <= AT_HOME
+            self._held = not (torque and at_home)
+            pose[:] = self._place
+            self._data.qvel[self._object_dof : self._object_dof + 6] = 0.0
         frame = int((moment - self._begin) * POSE_HZ)
         if self._pose is not None and frame != self._seen:
             self._seen = frame
@@ -159,6 +171,7 @@ class SimHand:
         if self._object is None:
             return
         half = 0.5 * self._rng.uniform(-np.pi, np.pi)
-        pose = (*(self._nest + ABOVE_NEST), np.cos(half), 0.0, 0.0, np.sin(half))
-        self._data.qpos[self._object : self._object + 7] = pose
+        above = self._nest + ABOVE_NEST
+        self._place = np.array((*above, np.cos(half), 0.0, 0.0, np.sin(half)))
+        self._data.qpos[self._object : self._object + 7] = self._place
         self._data.qvel[self._object_dof : self._object_dof + 6] = 0.0
