@@ -162,6 +162,7 @@ def _open_log(options: RunOptions, name: str, policy: OnnxPolicy, robot: Robot) 
         states=[state.value for state in State],
         interventions=intervention_names(measured, robot.joint_names),
         robot_joints=robot.joint_names,
+        clock=robot.clock,
         more=more,
     )
 
