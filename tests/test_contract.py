@@ -307,6 +307,8 @@ def test_the_source_hash_is_of_names_and_contents(
         (tmp_path / name / "__init__.py").write_text(f"# {name}\n")
         (tmp_path / name / "notes.txt").write_text("of no matter")
     (tmp_path / "envs" / "assets").mkdir()
+    (tmp_path / "deploy" / "examples").mkdir()  # not in the package
+    (tmp_path / "deploy" / "examples" / "run.py").write_text("of no matter")
     (tmp_path / "envs" / "assets" / "hand.xml").write_text("<mujoco/>\n")
 
     def find(name: str) -> Any:
