@@ -69,12 +69,20 @@ class SimHand:
         drops: how often the object has fallen.
     """
 
-    def __init__(self, scene: Any, pose: PoseSender | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        scene: Any,
+        pose: PoseSender | None = None,
+        *,
+        dropped: float = DROPPED,
+        seed: int = 0,
+    ) -> None:
         """At home, the object above the palm.
 
         Args:
             scene: a `widen.envs.scene.Scene` of the LEAP hand.
             pose: where the object's pose goes; None for nowhere.
+            dropped: an object further than this from its nest has fallen [m].
             seed: of the yaw at which the object is let go.
         """
         import mujoco
@@ -88,7 +96,7 @@ class SimHand:
         self._object_dof = scene.object_dof
         self._nest = np.array(scene.hand.nest)
         self._rng = np.random.default_rng(seed)
-        self._pose = pose
+        self._pose, self._dropped = pose, dropped
         self._gain = scene.model.actuator_gainprm[order, 0].copy()
         self._bias = scene.model.actuator_biasprm[order, 1:3].copy()
         self._force = scene.model.actuator_forcerange[order, 1].copy()
@@ -149,7 +157,7 @@ class SimHand:
         moment = self._begin + self._steps * self._model.opt.timestep
         pose = self._data.qpos[self._object : self._object + 7]
         gap = float(np.linalg.norm(pose[:3] - self._nest))
-        if self._fell == math.inf and not gap <= DROPPED:
+        if self._fell == math.inf and not gap <= self._dropped:
             self.drops += 1
             self._fell = moment
         if moment >= self._fell + PICKED_UP:

@@ -156,21 +156,13 @@ def make_emulator(
 
 def make_sim_hand(contract: Contract, pose: PoseSender | None = None) -> SimHand:
     """The MuJoCo hand and object of a contract, in steps of 2 ms."""
-    import yaml
-
     from widen.deploy.leap_sim_hand import SimHand
-    from widen.envs.hand import load_hand
-    from widen.envs.scene import build_scene
-    from widen.envs.task import task_class
+    from widen.deploy.sim_robot import DROPPED
 
-    trained = yaml.safe_load(contract.training.get("config") or "{}").get("sim", {})
-    scene = build_scene(
-        load_hand(contract.hand).posed(task_class(contract.task).pose),
-        contract.object,
-        timestep=TIMESTEP,
-        iterations=trained.get("iterations", 20),
-    )
-    return SimHand(scene, pose)
+    from .cli_policy import contract_scene
+
+    reach = DROPPED if contract.reach is None else contract.reach.radius
+    return SimHand(contract_scene(contract, TIMESTEP), pose, dropped=reach)
 
 
 def _serve(emulator: LeapEmulator, seconds: float | None) -> float:
