@@ -281,6 +281,10 @@ def _check(contract: Contract) -> None:
         if not (math.isfinite(low) and math.isfinite(high) and low <= home <= high):
             raise ValueError(f"contract: joint {name}: home {home} is not in {low}...{high}")
     _check_outputs(contract)
+    if (first := contract.state[0]).name != JOINT_TARGET or first.output != JOINT_TARGET:
+        raise ValueError(
+            f"contract: the first state tensor is not {JOINT_TARGET!r} with its output"
+        )
     for tensor in contract.state:
         if len(tensor.initial) != math.prod(tensor.shape):
             raise ValueError(f"contract: state {tensor.name}: initial does not have its shape")

@@ -210,6 +210,7 @@ def test_a_key_too_much_is_named(path: tuple[Any, ...]) -> None:
             "abc",
             "training.code_sha256: expected a string that matches",
         ),
+        (("state", 0, "name"), "target", "the first state tensor is not 'joint_target'"),
         (("state", 0, "initial"), [0.0], "state joint_target: initial does not have its shape"),
     ],
 )

@@ -149,11 +149,14 @@ def test_a_refused_reading_leaves_the_state(count: int) -> None:
     ("change", "message"),
     [
         (
-            lambda d: d["readings"][1].update(shape=[4]),
-            r"the shape of object_pos: \(4,\) and \(3,\)",
+            lambda d: d["readings"][3].update(shape=[3]),
+            r"the shape of goal_quat: \(3,\) and \(4,\)",
         ),
         (lambda d: d["state"][1].update(shape=[8, 2]), r"the shape of state_last_action: \(8, 2\)"),
-        (lambda d: d["state"][0].update(output="next_last_action"), "no state tensor"),
+        (
+            lambda d: d["state"][0].update(output="next_last_action"),
+            "the first state tensor is not",
+        ),
         (lambda d: d["state"][1].update(output="other"), "the graph has no output 'other'"),
     ],
 )
