@@ -213,7 +213,13 @@ def exam(
 
 @app.command()
 def play(
-    subject: Subject,
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|POLICY.onnx|NAME|LOG",
+            help=f"A run folder, an exported policy, a log of widen run, or {_SHIPPED}",
+        ),
+    ],
     video: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a film: .mp4, or .gif.")
     ] = None,
@@ -222,30 +228,12 @@ def play(
         float | None, typer.Option(metavar="S", help="Play for so long; default one episode.")
     ] = None,
     backend: Backend = None,
+    as_json: Json = False,
 ) -> None:
-    """Play a policy in the nominal world."""
-    if seconds is not None and not 0 < seconds <= 3600:
-        raise ValueError(f"--seconds {seconds:g}: expected more than 0 and at most 3600")
-    if video is not None and viewer:
-        raise ValueError("--viewer: not together with --video; expected one of them")
-    from . import play as player
+    """Play a policy in the nominal world, or do a recorded run again in simulation."""
+    from .cli_play import play
 
-    if video is not None:
-        player.check_film(video, seconds)
-        player.choose_gl()
-    if viewer:
-        player.check_display()
-    from .cli_policy import open_trial
-    from .cli_subject import find_subject
-
-    trial = open_trial(find_subject(subject).path, 1, "none", backend)
-    if video is not None:
-        last = player.film(trial, seconds, video)
-    elif viewer:
-        last = player.view(trial, seconds)
-    else:
-        *_, last = player.play(trial, seconds)
-    show.played(last, video)
+    play(subject, video, viewer, seconds, backend, as_json)
 
 
 @app.command()

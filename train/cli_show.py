@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .play import Moment
-
 
 def console() -> Console:
     """Standard output by rich."""
@@ -88,9 +86,22 @@ def evaluation(result: dict[str, Any]) -> None:
     )
 
 
-def played(last: Moment, video: Path | None) -> None:
-    where = "" if video is None else f"; wrote {video}"
-    print(f"{last.goals} goals in {last.seconds:.1f} s, {last.drops} drops{where}")
+def played(result: dict[str, Any]) -> None:
+    where = f"; wrote {result['video']}" if result["video"] else ""
+    print(f"{result['goals']} goals in {result['seconds']:.1f} s, {result['drops']} drops{where}")
+
+
+def replayed(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("joint", "simulated - measured, rms [rad]", box=None)
+    for name, rms in result["joint_rms"].items():
+        table.add_row(name, f"{rms:.5f}")
+    table.add_row("mean", f"{result['joint_rms_mean']:.5f}")
+    console().print(table)
+    where = f"; wrote {result['video']}" if result["video"] else ""
+    compared = f"{result['compared']} of {result['cycles']} cycles compared"
+    print(f"{result['seconds']:.1f} s of {result['policy']}, {compared}{where}")
 
 
 def exported(path: Path, size_bytes: int, max_error: float) -> None:

@@ -67,10 +67,8 @@ def film(trial: Trial, seconds: float | None, path: Path) -> Moment:
     from widen.envs.render import SceneRenderer
 
     env, last = trial[0], Moment(0, 0, 0.0)
-    gif, hz = path.suffix == ".gif", 1.0 / env.control_dt
-    skip = max(1, round(hz / GIF_HZ)) if gif else 1
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    renderer = SceneRenderer(env.scene, WIDTH, HEIGHT)
+    hz = 1.0 / env.control_dt
+    skip, renderer = pictures_skipped(path, hz), SceneRenderer(env.scene, WIDTH, HEIGHT)
 
     def pictures() -> Iterator[np.ndarray]:
         nonlocal last
@@ -79,16 +77,30 @@ def film(trial: Trial, seconds: float | None, path: Path) -> Moment:
             if k % skip:
                 continue
             qpos = env.sim.qpos[0].cpu().numpy()
-            yield _captioned(renderer.frame(qpos, _readings(env)), moment)
+            text = f"{moment.goals} goals    {moment.seconds:.0f} s"
+            yield captioned(renderer.frame(qpos, _readings(env)), text)
 
     try:
-        write = _write_gif if gif else _write_mp4
-        write(beside, pictures(), hz / skip)
-        os.replace(beside, path)
+        write_film(path, pictures(), hz / skip)
     finally:
         renderer.close()
-        beside.unlink(missing_ok=True)
     return last
+
+
+def pictures_skipped(path: Path, hz: float) -> int:
+    """Every how many-th picture of `hz` a film of this kind has."""
+    return max(1, round(hz / GIF_HZ)) if path.suffix == ".gif" else 1
+
+
+def write_film(path: Path, pictures: Iterator[np.ndarray], hz: float) -> None:
+    """Write pictures (HEIGHT, WIDTH, 3) uint8, `hz` per second; the file appears when complete."""
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write = _write_gif if path.suffix == ".gif" else _write_mp4
+        write(beside, pictures, hz)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _readings(env: BatchedEnv) -> dict[str, np.ndarray]:
@@ -114,11 +126,11 @@ def _write_gif(path: Path, pictures: Iterator[np.ndarray], hz: float) -> None:
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0)
 
 
-def _captioned(picture: np.ndarray, moment: Moment) -> np.ndarray:
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+    """A picture (HEIGHT, WIDTH, 3) uint8 with a line below."""
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(picture)
-    text = f"{moment.goals} goals    {moment.seconds:.0f} s"
     place = (WIDTH // 40, HEIGHT - HEIGHT // 14)
     ImageDraw.Draw(image).text(place, text, fill=(45, 52, 64), font_size=HEIGHT // 24)
     return np.asarray(image)
