@@ -146,8 +146,8 @@ struct Policy {
     void recall(std::size_t t) {  // the golden readings of a step
         for (std::size_t i = 0; i < readings(); ++i) {
             const auto all = golden["readings"][inputs.names[i]]["values"].numbers<float>();
-            std::copy_n(&all.at(t * inputs.data[i].size()), inputs.data[i].size(),
-                        inputs.data[i].begin());
+            auto at = t * inputs.data[i].size();
+            for (float& value : inputs.data[i]) value = all.at(at++);
         }
     }
 };
