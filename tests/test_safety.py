@@ -260,12 +260,12 @@ def test_five_useless_answers_are_a_fault() -> None:
 
 def test_misses_in_a_row_hold_and_then_fault() -> None:
     def script(robot: FakeRobot, count: int) -> None:
-        robot.clock.time += {4: 0.16, 8: 0.51}.get(count, 0.01)
+        robot.clock.time += {4: 0.16, 8: 1.01}.get(count, 0.01)
 
-    report = run(FakePolicy(), FakeRobot(script), 40 * PERIOD)
+    report = run(FakePolicy(), FakeRobot(script), 60 * PERIOD)
     assert (report.state, report.reason) == ("fault", "deadline_missed")
     assert report.interventions_by_name == {"deadline_missed": 2}
-    assert report.deadline_misses == 3 + 10
+    assert report.deadline_misses == 3 + 20
 
 
 def test_the_object_falls_and_comes_back() -> None:

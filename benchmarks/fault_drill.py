@@ -1,0 +1,495 @@
+"""What a controlled LEAP hand does when things around it fail, fault by fault.
+
+    python benchmarks/fault_drill.py                  every fault 20 times, about ten minutes
+    python benchmarks/fault_drill.py --only unplug --repeats 3
+    python benchmarks/fault_drill.py --docs           also writes the table into docs/safety.md
+
+The controller, the driver and the policy are those of `widen run`; the bus is the emulator's
+pseudo-terminal, with the real dynamixel-sdk on the driver's side. The moment of every fault is
+random within the control period. What the motors did is read from the emulator, not from the
+controller: a motor counts as passive when its torque is off or its bus watchdog has tripped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from report import (
+    RESULTS,
+    Arguments,
+    Line,
+    Report,
+    Table,
+    about,
+    machine_name,
+    markdown,
+    parser_of,
+    run,
+    widen,
+)
+
+from widen.deploy.contract import Contract
+from widen.deploy.controller import Controller
+from widen.deploy.estop import EmergencyStop
+from widen.deploy.leap import LeapRobot
+from widen.deploy.leap_emulator import LeapEmulator
+from widen.deploy.leap_motor import MotorHand
+from widen.deploy.leap_registers import MOTOR_JOINTS, RAD_PER_TICK
+from widen.deploy.pose import ObjectPose, TrackedRobot
+from widen.deploy.robot import Measurement
+from widen.deploy.runtime import OnnxPolicy
+from widen.deploy.safety import State
+from widen.train.cli_subject import policies_folder
+
+POLICY, WITHOUT_OBJECT = "cube_rotate", "fingertip_reach"
+SECONDS = 1.6  # of a repetition, if nothing ends it
+CALM = 0.15, 0.25  # after the policy took over the fault comes [s]
+SETTLE = 1.0  # motors that are still active so long after the end stay so [s]
+DOCS = RESULTS.parents[1] / "docs" / "safety.md"
+BEGIN, END = "<!-- fault drill: begin -->", "<!-- fault drill: end -->"
+
+
+class Policy(OnnxPolicy):
+    """A policy whose answers can be replaced."""
+
+    spoil: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def __call__(self, readings: dict[str, np.ndarray]) -> np.ndarray:
+        answer = super().__call__(readings)
+        return answer if self.spoil is None else self.spoil(answer)
+
+
+class Camera:
+    """Sees the object at rest in its nest, 10 ms ago, until something is done to it."""
+
+    def __init__(self, place: Sequence[float]) -> None:
+        self.place = np.array(place, np.float32)
+        self.quaternion = np.array([1.0, 0, 0, 0], np.float32)
+        self.frame, self.age = "hand_base", 0.01
+        self.frozen: float | None = None
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def latest(self) -> ObjectPose:
+        now = time.monotonic() if self.frozen is None else self.frozen
+        return ObjectPose(self.place, self.quaternion, now - self.age, self.frame)
+
+    def freeze(self) -> None:
+        self.frozen = time.monotonic()
+
+
+class Wire:
+    """Between controller and robot: spoils joint readings and remembers commands."""
+
+    spoil: Callable[[Measurement], Measurement | None] | None = None
+
+    def __init__(self, robot: TrackedRobot) -> None:
+        self._robot = robot
+        self.commands: list[np.ndarray] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._robot, name)
+
+    def read(self) -> dict[str, Measurement]:
+        measured = self._robot.read()
+        if self.spoil is not None and "joint_pos" in measured:
+            spoilt = self.spoil(measured.pop("joint_pos"))
+            measured |= {"joint_pos": spoilt} if spoilt is not None else {}
+        return measured
+
+    def command(self, joint_target: np.ndarray) -> None:
+        self.commands.append(joint_target.copy())
+        self._robot.command(joint_target)
+
+
+@dataclass
+class Rig:
+    """One repetition: an emulated hand and a controller on it."""
+
+    emulator: LeapEmulator
+    policy: Policy
+    camera: Camera
+    wire: Wire
+    estop: EmergencyStop
+    controller: Controller
+    pressed: list[bool] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done, in what states that may end, and how soon.
+
+    Attributes:
+        cause: does it.
+        ends: states in which the controller may be at the end.
+        within: control periods in which the motors must be passive, or the hand on hold where the
+            motors stay active; None where nothing of that kind has to happen.
+    """
+
+    what: str
+    cause: Callable[[Rig], object]
+    ends: tuple[State, ...] = (State.FAULT,)
+    within: float | None = 7.0  # a reading is useless after 5; 2 to notice
+
+
+def _emulate(name: str, target: str | float | None = None) -> Callable[[Rig], object]:
+    return lambda rig: rig.emulator.inject(name, target)
+
+
+def _camera(**changes: Any) -> Callable[[Rig], object]:
+    return lambda rig: [setattr(rig.camera, name, value) for name, value in changes.items()]
+
+
+def _joints(change: Callable[[Measurement], Measurement | None]) -> Callable[[Rig], object]:
+    return lambda rig: setattr(rig.wire, "spoil", change)
+
+
+def _answers(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Rig], object]:
+    return lambda rig: setattr(rig.policy, "spoil", change)
+
+
+def _slow(answer: np.ndarray) -> np.ndarray:
+    time.sleep(0.12)
+    return answer
+
+
+def _gap(rig: Rig) -> None:
+    rig.camera.freeze()
+    threading.Timer(0.17, lambda: setattr(rig.camera, "frozen", None)).start()
+
+
+HOLDS = (State.HOLD,)
+RUNS = (State.ACTIVE, State.HOLD)
+AT_ONCE = 2.0
+FAULTS = {
+    "unplug": Fault("the port disappears", _emulate("unplug")),
+    "hung_bus": Fault("nothing on the bus answers", _emulate("hung_bus")),
+    "silent_motor": Fault("one motor does not answer", _emulate("silent_motor")),
+    # answers have no numbers: one that is late can be taken for that of the next question
+    "slow_bus": Fault("answers 0.3 s late", _emulate("slow_bus", 0.3), within=None),
+    "overload": Fault("a motor reports an overload", _emulate("overload")),
+    "wrong_crc": Fault("every CRC is wrong", _emulate("wrong_crc", 1.0)),
+    "some_crc": Fault("1 CRC in 50 is wrong", _emulate("wrong_crc", 0.02), RUNS, None),
+    "lost_bytes": Fault("every packet loses a byte", _emulate("lost_bytes", 1.0)),
+    "noise": Fault("garbage between packets", _emulate("noise", 0.2), RUNS, None),
+    "joint_nan": Fault(
+        "a joint reading is not a number",
+        _joints(lambda m: Measurement(m.value * np.nan, m.time)),
+    ),
+    "joint_jump": Fault(
+        "joint readings jump by 2 rad", _joints(lambda m: Measurement(m.value + 2.0, m.time))
+    ),
+    "joint_shape": Fault(
+        "a joint is missing in the reading", _joints(lambda m: Measurement(m.value[:15], m.time))
+    ),
+    "joint_missing": Fault("no joint reading at all", _joints(lambda m: None)),
+    "other_clock": Fault(
+        "time stamps of another clock", _joints(lambda m: Measurement(m.value, m.time + 1e9))
+    ),
+    "camera_dead": Fault("no more object poses", lambda rig: rig.camera.freeze()),
+    "camera_gap": Fault("no object poses for 0.17 s", _gap, RUNS, None),
+    "camera_late": Fault("object poses 0.15 s old", _camera(age=0.15), HOLDS, 5.0),
+    "camera_nan": Fault("object position not a number", _camera(place=np.full(3, np.nan))),
+    "camera_zero": Fault("object quaternion zero", _camera(quaternion=np.zeros(4))),
+    "camera_frame": Fault("poses in another frame", _camera(frame="camera")),
+    "object_gone": Fault(
+        "the object falls", _camera(place=np.array([0.0, 0.0, -0.3])), (State.HOMING,), None
+    ),
+    "policy_nan": Fault("the policy answers NaN", _answers(lambda a: a * np.nan)),
+    "policy_wild": Fault(
+        "the policy asks for 100 rad, by turns",
+        _answers(lambda a: np.where(np.arange(a.size) % 2, 100.0, -100.0).astype(np.float32)[None]),
+        RUNS,
+        None,
+    ),
+    "policy_slow": Fault("the policy takes 0.12 s", _answers(_slow), RUNS, None),
+    "emergency": Fault("emergency stop", lambda rig: rig.estop.press(), within=AT_ONCE),
+    "callback": Fault(
+        "a callback asks for the stop", lambda rig: rig.pressed.append(True), within=AT_ONCE
+    ),
+}
+SIGNALS = {  # to a process of its own
+    "kill": ("kill -9 of the controller", signal.SIGKILL, 7.0),
+    "freeze": ("SIGSTOP of the controller", signal.SIGSTOP, 7.0),
+    "terminate": ("SIGTERM to the controller", signal.SIGTERM, AT_ONCE),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one repetition; times from the fault [s], nan where it did not happen."""
+
+    state: str
+    reason: str
+    hold: float
+    passive: float
+    outside: int
+
+
+@contextlib.contextmanager
+def rig(seed: int, contract: Contract) -> Iterator[Rig]:
+    """A hand at home with torque off, and a controller that is not started."""
+    order = [contract.joints.index(joint) for joint in MOTOR_JOINTS]
+    emulator = LeapEmulator(MotorHand(np.array(contract.home)[order]), seed=seed)
+    policy = Policy(policies_folder() / f"{POLICY}.onnx")
+    assert contract.reach is not None
+    camera = Camera(contract.reach.center)
+    pressed: list[bool] = []
+    estop = EmergencyStop(callbacks=(lambda: bool(pressed),))
+    with emulator:
+        robot: Any = LeapRobot(emulator.port, contract)
+        wire: Any = Wire(TrackedRobot(robot, camera))
+        controller = Controller(policy, wire, estop=estop)
+        try:
+            wire.start()
+            yield Rig(emulator, policy, camera, wire, estop, controller, pressed)
+        finally:
+            wire.stop()
+
+
+def passive(emulator: LeapEmulator) -> bool:
+    """Whether no motor pushes."""
+    return all(not m.torque_enabled or m.watchdog_tripped for m in emulator.motors)
+
+
+def watch(emulator: LeapEmulator, found: list[float], end: threading.Event) -> None:
+    """Note when the motors become passive after they were active."""
+    while passive(emulator) and not end.is_set():
+        time.sleep(0.002)
+    while not end.is_set():
+        if passive(emulator):
+            found.append(time.monotonic())
+            return
+        time.sleep(0.002)
+
+
+def repeat(fault: Fault, seed: int) -> Outcome:
+    """Once, in this process."""
+    contract = OnnxPolicy(policies_folder() / f"{POLICY}.onnx").contract
+    rng, moments = np.random.default_rng(seed), list[float]()
+    with rig(seed, contract) as r:
+
+        def strike() -> None:
+            while (
+                r.controller.state is not State.ACTIVE or passive(r.emulator)
+            ) and not end.is_set():
+                time.sleep(0.001)
+            time.sleep(rng.uniform(*CALM))
+            moments.append(time.monotonic())
+            fault.cause(r)
+
+        found, end = list[float](), threading.Event()
+        threads = [
+            threading.Thread(target=watch, args=(r.emulator, found, end), daemon=True),
+            threading.Thread(target=strike, daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        r.controller.loop(SECONDS)
+        if State.FAULT in fault.ends:
+            threads[0].join(SETTLE)
+        end.set()
+        began = moments[0] if moments else np.nan
+        after = [(t, s) for t, s, _ in r.controller.history if t >= began]
+        hold = next((t - began for t, s in after if s is State.HOLD), np.nan)
+        outside = len(violations(r.wire.commands, contract)) + goals_outside(r.emulator, contract)
+        reason = r.controller.report().reason
+        return Outcome(
+            r.controller.state.value, reason, hold, (found or [np.nan])[0] - began, outside
+        )
+
+
+def violations(commands: Sequence[np.ndarray], contract: Contract) -> list[int]:
+    """Commands, in the motors' order, that leave the limits of position, speed or acceleration."""
+    order = [contract.joints.index(joint) for joint in MOTOR_JOINTS]
+    lower, upper = np.array(contract.lower)[order], np.array(contract.upper)[order]
+    sent = np.array(commands).reshape(-1, len(order))
+    bad = ~(np.isfinite(sent) & (sent >= lower) & (sent <= upper)).all(1)
+    move = contract.max_target_speed * contract.control_period * (1 + 1e-9)
+    moves = np.diff(sent, axis=0, prepend=sent[:1])
+    changes = np.diff(moves, axis=0, prepend=np.zeros((1, len(order))))
+    bad |= (np.abs(moves) > move).any(1) | (np.abs(changes) > 2 * move).any(1)
+    return np.flatnonzero(bad).tolist()
+
+
+def goals_outside(emulator: LeapEmulator, contract: Contract) -> int:
+    """Goal positions that a motor received beyond its joint's limits, a tick of rounding aside."""
+    count = 0
+    for motor in emulator.motors:
+        i = contract.joints.index(motor.joint)
+        _, goals = motor.goal_history()
+        low, high = contract.lower[i] - RAD_PER_TICK, contract.upper[i] + RAD_PER_TICK
+        count += int(((goals < low) | (goals > high)).sum())
+    return count
+
+
+def repeat_process(number: int, seed: int) -> Outcome:
+    """Once, with `widen run` in a process of its own that gets a signal."""
+    contract = OnnxPolicy(policies_folder() / f"{WITHOUT_OBJECT}.onnx").contract
+    order = [contract.joints.index(joint) for joint in MOTOR_JOINTS]
+    with LeapEmulator(MotorHand(np.array(contract.home)[order]), seed=seed) as emulator:
+        command = [*widen(), "run", WITHOUT_OBJECT, "--robot", "leap"]
+        process = subprocess.Popen(
+            [*command, "--port", emulator.port, "--seconds", "60"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until = time.monotonic() + 30.0
+            while len(emulator.motors[0].goals) < 12:
+                if process.poll() is not None or time.monotonic() > until:
+                    raise ValueError(f"widen run {WITHOUT_OBJECT} does not move the emulated hand")
+                time.sleep(0.005)
+            time.sleep(np.random.default_rng(seed).uniform(0.0, 0.1))
+            began = time.monotonic()
+            os.kill(process.pid, number)
+            while not passive(emulator) and time.monotonic() < began + SETTLE:
+                time.sleep(0.001)
+            moment = time.monotonic() if passive(emulator) else np.nan
+            outside = goals_outside(emulator, contract)
+        finally:
+            process.kill()
+            process.wait()
+    return Outcome("gone", "", np.nan, moment - began, outside)
+
+
+def measure(args: Arguments) -> Report:
+    """Every fault, `args.repeats` times."""
+    period = OnnxPolicy(policies_folder() / f"{POLICY}.onnx").contract.control_period
+    figures: dict[str, Any] = {}
+    rows: list[list[str]] = []
+    repeats = 1 if args.smoke else args.repeats
+    names = args.only or [*FAULTS, *SIGNALS]
+    for name in names:
+        if name in FAULTS:
+            fault = FAULTS[name]
+            outcomes = [repeat(fault, seed) for seed in range(repeats)]
+            ends = {state.value for state in fault.ends}
+            what, within, hold_only = fault.what, fault.within, fault.ends == HOLDS
+        else:
+            what, number, within = SIGNALS[name]
+            outcomes = [repeat_process(number, seed) for seed in range(repeats)]
+            ends, hold_only = {"gone"}, False
+        figures[name] = summarize(outcomes, ends, within, hold_only, period) | {"what": what}
+        rows.append(row(name, figures[name]))
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    good = sum(f["ok"] for f in figures.values())
+    outside = sum(f["outside"] for f in figures.values())
+    headings = (
+        "fault",
+        "what",
+        "ended in",
+        "hold [ms]",
+        "passive [ms]",
+        "allowed",
+        "outside limits",
+    )
+    table = Table(
+        f"{len(names)} faults, {repeats} times each; median and maximum from the fault on",
+        headings,
+        rows,
+    )
+    lines = [
+        Line("faults that end as they should", f"{good} of {len(names)}", "all"),
+        Line("commands outside limits", str(outside), "0"),
+    ]
+    return Report({"repeats": repeats, "faults": figures}, table, lines)
+
+
+def summarize(
+    outcomes: Sequence[Outcome],
+    ends: set[str],
+    within: float | None,
+    hold_only: bool,
+    period: float,
+) -> dict[str, Any]:
+    """Counts and times [ms] of a fault's repetitions, and whether all are as they should be."""
+    states: dict[str, int] = {}
+    for outcome in outcomes:
+        states[outcome.state] = states.get(outcome.state, 0) + 1
+    hold = np.array([o.hold for o in outcomes])
+    off = np.array([o.passive for o in outcomes])
+    judged = hold if hold_only else off
+    limit = within * period if within is not None else None
+    soon = limit is None or bool((judged <= limit).all())
+    outside = sum(o.outside for o in outcomes)
+    return {
+        "states": states,
+        "reasons": sorted({o.reason for o in outcomes}),
+        "hold_ms": _spread(hold),
+        "passive_ms": _spread(off),
+        "allowed_ms": None if limit is None else round(1e3 * limit),
+        "outside": outside,
+        "ok": set(states) <= ends and soon and outside == 0,
+    }
+
+
+def row(name: str, figures: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+
+    def times(pair: list[float] | None) -> str:
+        return "–" if pair is None else f"{pair[0]:.0f}, {pair[1]:.0f}"
+
+    states = ", ".join(f"{s} {n}" for s, n in figures["states"].items())
+    allowed = "–" if figures["allowed_ms"] is None else str(figures["allowed_ms"])
+    return [
+        name,
+        figures["what"],
+        states,
+        times(figures["hold_ms"]),
+        times(figures["passive_ms"]),
+        allowed + ("" if figures["ok"] else " !"),
+        str(figures["outside"]),
+    ]
+
+
+def _spread(times: np.ndarray) -> list[float] | None:
+    times = times[np.isfinite(times)]
+    return (
+        [round(1e3 * float(np.median(times)), 1), round(1e3 * float(times.max()), 1)]
+        if len(times)
+        else None
+    )
+
+
+def document(text: str) -> None:
+    """Put the table where docs/safety.md shows it."""
+    before, rest = DOCS.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    where = about()
+    said = f"{where['date']}, {machine_name(where['machine'])}: {text}"
+    DOCS.write_text(f"{before}{BEGIN}\n\n{said}\n\n{END}{after}", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every fault ended as it should; 1: one did not; 2: a mistake of the user."""
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--only", nargs="+", choices=[*FAULTS, *SIGNALS], metavar="FAULT")
+    parser.add_argument("--docs", action="store_true", help="write the table into docs/safety.md")
+    kept: list[Report] = []
+
+    def kept_measure(args: Arguments) -> Report:
+        kept.append(measure(args))
+        if args.docs:
+            document(markdown(kept[0].table))
+        return kept[0]
+
+    code = run("fault-drill", parser, kept_measure, argv)
+    return code or int(not all(f["ok"] for f in kept[0].figures["faults"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
