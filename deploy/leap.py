@@ -131,7 +131,9 @@ class LeapRobot:
             bus.close()
             raise
         hint_latency(self._port)
-        self._bus, self._ending, self._told = bus, False, False
+        self._bus, self._goal = bus, None
+        self._armed = self._touched = self._latched = False
+        self._release = self._ending = self._hurry = self._told = False
         self._publish(state)
         self._thread = threading.Thread(target=self._loop, name="leap-bus", daemon=True)
         self._thread.start()

@@ -128,7 +128,7 @@ class SimHand:
         self._steps += due
         self._look()
         if self._object is not None:
-            self._watch_object(bool(drive.torque.all()))
+            self._watch_object(self._object, bool(drive.torque.all()))
 
     def _obey(self, drive: Drive) -> None:
         """Set the servos as the motors' registers are."""
@@ -152,10 +152,10 @@ class SimHand:
         self.velocity = self._data.qvel[self._dof].copy()
         self.current = self._data.actuator_force[self._actuators] / TORQUE_CONSTANT
 
-    def _watch_object(self, torque: bool) -> None:
+    def _watch_object(self, place: int, torque: bool) -> None:
         """Publish its pose, and put it back some time after it has fallen."""
         moment = self._begin + self._steps * self._model.opt.timestep
-        pose = self._data.qpos[self._object : self._object + 7]
+        pose = self._data.qpos[place : place + 7]
         gap = float(np.linalg.norm(pose[:3] - self._nest))
         if self._fell == math.inf and not gap <= self._dropped:
             self.drops += 1

@@ -33,7 +33,7 @@ def check(
     port: Port, baud: Baud = 4_000_000, calibration: CalibrationFile = None, as_json: Json = False
 ) -> None:
     """List the motors and what is wrong with them; writes nothing to them."""
-    from widen.deploy.leap_check import check_hand
+    from widen.deploy.leap_inspect import check_hand
 
     from . import cli_show as show
 
@@ -57,7 +57,7 @@ def calibrate(
 ) -> None:
     """Measure the joints' zero offsets while somebody holds the hand in a known pose."""
     from widen.deploy.leap_calibration import check_output, save_calibration
-    from widen.deploy.leap_check import measure_offsets
+    from widen.deploy.leap_inspect import measure_offsets
 
     if pose not in ("zero", "home"):
         raise ValueError(f"--pose {pose}: expected zero or home")
