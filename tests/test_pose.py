@@ -6,6 +6,8 @@ import json
 import math
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -365,6 +367,25 @@ def test_datagrams_through_a_real_socket() -> None:
         source.stop()
     source.start()  # once more
     source.stop()
+
+
+def test_the_sender_of_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "object-pose.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import json\n.*?)```", text, re.DOTALL)
+    source = UdpPoseSource(port=0)
+    source.start()
+    process = subprocess.Popen([sys.executable, "-c", code.replace("9870", str(source.port))])
+    try:
+        wait_for(lambda: source.inbox.received >= 10)
+        pose = source.latest()
+        assert pose is not None
+        np.testing.assert_array_equal(pose.position, [0.1, 0, 0.05])
+        assert time.monotonic() - pose.time < 1.0
+        assert (source.inbox.malformed, source.inbox.late) == (0, 0)
+    finally:
+        process.kill()
+        process.wait()
+        source.stop()
 
 
 def test_a_port_in_use_is_one_line() -> None:
