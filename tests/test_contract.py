@@ -7,10 +7,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fastjsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -324,3 +326,40 @@ def test_the_source_hash_is_of_names_and_contents(
     assert source.source_sha256() == hashlib.sha256(whole).hexdigest()
     (tmp_path / "train" / "__init__.py").write_text("# another\n")
     assert source.source_sha256() != hashlib.sha256(whole).hexdigest()
+
+
+# the page that explains it
+
+PAGE = Path(__file__).parents[1] / "docs" / "policy-contract.md"
+
+
+def keys_of(schema: dict[str, Any], at: str = "") -> dict[str, dict[str, Any]]:
+    """Path of every key -> its schema; of an object of the training only the whole."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in schema.get("allOf", ()):
+        found |= keys_of(kind["then"], at)
+    for key, inner in schema.get("properties", {}).items():
+        path = f"{at}.{key}".lstrip(".")
+        found[path] = inner
+        if path != "object":
+            found |= keys_of(inner, path) | keys_of(inner.get("items", {}), f"{path}[]")
+    return found
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="tests an installed package")
+def test_the_page_has_every_key_and_its_examples_are_right() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    table = {row[0].strip("`"): row[1:] for row in rows if len(row) == 5}
+    keys = keys_of(load_schema())
+    assert table.keys() == keys.keys()
+    for key, (meaning, unit, _, example) in table.items():
+        stated = re.findall(r"\[(.+?)\]", keys[key]["description"])
+        if len(stated) == 1 and key != "goal.reached":  # whose unit depends on the kind
+            assert unit == stated[0], key
+        assert meaning, key
+        if example:
+            fastjsonschema.compile(keys[key])(json.loads(example.strip("`")))  # pyright: ignore
+        else:
+            assert keys[key].get("type") not in ("string", "number", "integer"), key
