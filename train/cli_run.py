@@ -152,7 +152,7 @@ def _open_log(options: RunOptions, name: str, policy: OnnxPolicy, robot: Robot) 
 
     assert options.log is not None
     measured = [r for r in policy.contract.readings if r.source != "goal"]
-    more = {"robot": options.robot}
+    more: dict[str, Any] = {"robot": options.robot, "dry_run": options.dry_run}
     if (timestep := getattr(robot, "timestep", None)) is not None:
         more["timestep"] = timestep
     return ControlLog.of_policy(
