@@ -371,7 +371,7 @@ def test_datagrams_through_a_real_socket() -> None:
 
 def test_the_sender_of_the_documentation() -> None:
     text = (Path(__file__).parents[1] / "docs" / "object-pose.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(import json\n.*?)```", text, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import itertools\n.*?)```", text, re.DOTALL)
     source = UdpPoseSource(port=0)
     source.start()
     process = subprocess.Popen([sys.executable, "-c", code.replace("9870", str(source.port))])
@@ -379,7 +379,7 @@ def test_the_sender_of_the_documentation() -> None:
         wait_for(lambda: source.inbox.received >= 10)
         pose = source.latest()
         assert pose is not None
-        np.testing.assert_array_equal(pose.position, [0.1, 0, 0.05])
+        np.testing.assert_array_equal(pose.position, [-0.027, 0.03, 0.066])
         assert time.monotonic() - pose.time < 1.0
         assert (source.inbox.malformed, source.inbox.late) == (0, 0)
     finally:
