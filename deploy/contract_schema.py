@@ -30,7 +30,7 @@ _LEAST |= {"pattern": "a string that matches {}", "const": "{}"}
 
 def load_schema() -> dict[str, Any]:
     """The JSON Schema (draft 7) that comes with the package."""
-    file = resources.files(__package__).joinpath("policy-contract.schema.json")
+    file = resources.files("widen.deploy").joinpath("policy-contract.schema.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -177,7 +177,7 @@ def foreign_onnx(folder: Path) -> None:
 def newer_onnx(folder: Path) -> None:
     model = onnx.load(folder / "run" / "policy.onnx")
     for entry in model.metadata_props:
-        entry.value = entry.value.replace("widen.policy/1", "widen.policy/99")
+        entry.value = entry.value.replace("widen.policy/2", "widen.policy/99")
     onnx.save(model, folder / "newer.onnx")
 
 
