@@ -281,7 +281,9 @@ class LeapRobot:
             errors = " and ".join(error_names(int(values[bad[0]])))
             self._fail(f"{named(int(bad[0]))} reports {errors}")
         elif name == "torque_enable" and (off := np.flatnonzero(values == 0)).size:
-            self._fail(f"{all_named(off.tolist())} lost its torque")
+            self._look(bus, "hardware_error")  # which says why, if there is more to say
+            if not self._latched:
+                self._fail(f"{all_named(off.tolist())} lost its torque")
         elif name == "bus_watchdog" and (hit := np.flatnonzero(values == WATCHDOG_TRIPPED)).size:
             self._fail(f"the bus watchdog of {all_named(hit.tolist())} has tripped")
 

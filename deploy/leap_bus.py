@@ -24,9 +24,18 @@ TRIES = 3  # a byte may get lost
 _ALERT = 0x80
 _STATE = np.dtype([("current", "<i2"), ("velocity", "<i4"), ("position", "<i4")])
 _STATE_AT = REGISTERS["present_current"].address
-# An answer that comes after its read was given up must not pass for the answer to the next one.
-# So successive reads begin at another register and differ in length.
-_STARTS = (126, 124, 122, 120)
+# A status packet does not say what it answers. One that comes after its read was given up must not
+# pass for the answer to the next read, so after a failure the state is read in one of many lengths
+# until that succeeds: answers come in order, and then no older one is left. These are the address
+# and size of reads that contain the state and differ in size from all others.
+_FENCES = tuple(
+    {
+        end - start: (start, end - start)
+        for start in (120, 122, 123, 124, 126)
+        for end in (136, 140, 144, 146, 147, 148)
+        if end - start > _STATE.itemsize
+    }.values()
+)
 _LATENCY = Path("/sys/bus/usb-serial/devices")
 SERIAL_ERRORS = (OSError, termios.error, IndexError, TypeError)
 """what pyserial and dynamixel-sdk raise when a port goes away or sends nonsense"""
@@ -126,7 +135,8 @@ class LeapBus:
             reason = " ".join(str(error).split())
             raise ValueError(f"--port {port}: cannot be opened: {reason}") from None
         self._packets = _sdk().PacketHandler(2.0)
-        self._reads = 0
+        self._behind = False  # late answers may come
+        self._fence = 0
 
     def close(self) -> None:
         """Close the port; safe to call several times."""
@@ -185,15 +195,15 @@ class LeapBus:
 
     def read_state(self) -> State | None:
         """Current, velocity and position of all motors; None when one did not answer."""
-        self._reads += 1
-        start = _STARTS[self._reads % len(_STARTS)]
+        start, size = self._next_fence() if self._behind else (_STATE_AT, _STATE.itemsize)
         skip = _STATE_AT - start
         begun = time.monotonic()
-        answers = self._sync_read(start, skip + _STATE.itemsize, IDS)
+        answers = self._exchange(start, size, IDS)
         middle = 0.5 * (begun + time.monotonic())
         if answers is None:
             return None
-        state = np.frombuffer(b"".join(data[skip:] for data, _ in answers), _STATE)
+        end = skip + _STATE.itemsize
+        state = np.frombuffer(b"".join(data[skip:end] for data, _ in answers), _STATE)
         alert = np.array([bool(error & _ALERT) for _, error in answers])
         return State(state["current"], state["velocity"], state["position"], alert, middle)
 
@@ -224,8 +234,19 @@ class LeapBus:
                 break
         return wrong
 
+    def _next_fence(self) -> tuple[int, int]:
+        self._fence = (self._fence + 1) % len(_FENCES)
+        return _FENCES[self._fence]
+
     def _sync_read(self, address: int, size: int, ids: list[int]) -> list[tuple[bytes, int]] | None:
-        """Data and error byte of each motor. The sdk's GroupSyncRead hides the error byte."""
+        """Data and error byte of each motor; not before late answers have been waited for."""
+        if self._behind and self._exchange(*self._next_fence(), ids) is None:
+            return None
+        return self._exchange(address, size, ids)
+
+    def _exchange(self, address: int, size: int, ids: list[int]) -> list[tuple[bytes, int]] | None:
+        """One read. The sdk's GroupSyncRead hides the error byte, so it is not used."""
+        self._behind = True
         if self._call(self._packets.syncReadTx, address, size, ids, len(ids), False) != 0:
             return None
         answers: list[tuple[bytes, int]] = []
@@ -239,6 +260,7 @@ class LeapBus:
                 if packet[4] == id and length == size + 11:
                     break
             answers.append((bytes(packet[9 : 9 + size]), packet[8]))
+        self._behind = False
         return answers
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -188,19 +188,16 @@ class LeapEmulator:
             self._unplug() if self._ends else self._plug_in()
         if names & {"hung_bus", "unplug"}:
             data = b""
+        self.hand.advance(now, self._drive)
         if data:
             baud = self._baud()
             for packet in self._reader.feed(data, now):
                 for status in self._bus.handle(packet, now, self._deaf(), baud):
                     late = now + delay_of(self._faults)
                     self._late.append((late, spoil(status, self._faults, self._rng)))
-        self._advance(now)
         self._bus.watch(now)
         self._protect(now)
         self._send(now)
-
-    def _advance(self, now: float) -> None:
-        self.hand.advance(now, self._drive)
 
     def _receive(self, end: int) -> bytes:
         try:
@@ -285,17 +282,15 @@ class LeapEmulator:
             self._show_motor(motor)
 
     def _show_motor(self, motor: JointMotor) -> None:
-        """Present values; the hand is moved on to the present first."""
+        """Present values, as of the hand's last move."""
         id = MOTOR_JOINTS.index(motor.joint)
-        now = time.monotonic()
-        self._advance(now)
         motor.position = float(self.hand.angle[id])
         speed = float(self.hand.velocity[id])
         motor.put("present_position", int(ticks_of(self.hand.angle[id])))
         motor.put("present_velocity", round(speed / VELOCITY_UNIT))
         motor.put("present_current", round(1e3 * float(self.hand.current[id])))
         motor.put("present_temperature", round(float(self._heat.temperature[id])))
-        motor.put("realtime_tick", int(1e3 * now) % 32768)
+        motor.put("realtime_tick", int(1e3 * time.monotonic()) % 32768)
         motor.put("moving", abs(speed) / VELOCITY_UNIT > motor.get("moving_threshold"))
 
     def _plug_in(self) -> None:

@@ -207,6 +207,11 @@ def test_a_late_answer_is_not_the_next_reading(emulator: LeapEmulator, contract:
         assert wait_for(lambda: bus.read_state() is not None)
         emulator.inject("slow_bus", 0.06)  # later than the 34 ms that the driver waits
         assert [bus.read_state() for _ in range(8)] == [None] * 8
+        names = ("present_temperature", "hardware_error", "torque_enable") * 3
+        assert [bus.read(name) for name in names] == [None] * 9
+        emulator.clear()
+        assert wait_for(lambda: bus.read_state() is not None)
+        assert [int(bus.read_surely(name).max()) for name in names] == [25, 0, 0] * 3
     finally:
         bus.close()
 
