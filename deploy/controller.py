@@ -75,9 +75,9 @@ def run(
         on_fault: "end" the run, or "wait" with the motors off for `Controller.rearm`.
 
     Raises:
-        ValueError: the robot's joints are not the policy's, the policy does not answer its golden
-            vectors on this computer, the robot cannot be started, or its readings are no
-            `Measurement`.
+        ValueError: the robot's joints are not the policy's or have narrower limits, the policy does
+            not answer its golden vectors on this computer, the robot cannot be started, or its
+            readings are no `Measurement`.
     """
     controller = Controller(
         policy,
@@ -127,6 +127,8 @@ class Controller:
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: expected more than 0, got {value:g}")
         contract.check_joints(robot.joint_names)
+        if (own := getattr(robot, "joint_limits", None)) is not None:
+            contract.check_limits(robot.joint_names, *own)
         self._policy, self._robot, self._dry_run = policy, robot, dry_run
         # the robot's order of joints is its own: a policy joint's place there, and back
         self._from_robot = [robot.joint_names.index(name) for name in contract.joints]

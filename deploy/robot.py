@@ -90,6 +90,9 @@ class Robot(Protocol):
     # which the next `command` makes them active again. Without it `stop` is called, and a hand
     # cannot be re-armed.
     #
+    # joint_limits: lower and upper (nu,) [rad] in the order of joint_names; a policy whose limits are
+    # wider is refused.
+    #
     # fault: a string, not empty when the robot itself has given up, for example because a motor
     # reports a hardware error; the controller then faults and gives it as the reason.
     #

@@ -336,7 +336,7 @@ CASES = [
     Case("run foreign.onnx --robot sim", ("foreign.onnx", "contract"), foreign_onnx),
     # robots
     Case("run run/policy.onnx", ("--robot",)),
-    Case("run run/policy.onnx --robot leap", ("leap", "sim")),
+    Case("run run/policy.onnx --robot leap", ("leap", "--port", "/dev/ttyUSB0")),
     Case("run run/policy.onnx --robot simm", ("simm", "sim")),
     Case("run run/policy.onnx --robot no_module:Hand", ("no_module",)),
     Case("run run/policy.onnx --robot my_robot:Hnad", ("Hnad", "Hand")),

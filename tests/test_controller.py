@@ -191,6 +191,10 @@ def test_refusals() -> None:
     robot.joint_names = ("a", "b", "thumb")
     with pytest.raises(ValueError, match="robot lacks c; the policy does not know thumb"):
         go(FakePolicy(), robot, 3)
+    narrow = FakeRobot()
+    narrow.joint_limits = (-np.ones(3), np.array([1.0, 0.9, 1.0]))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"narrower than the policy's: a -1\.\.\.0.9, needed"):
+        go(FakePolicy(), narrow, 3)
     with pytest.raises(ValueError, match="max_speed: expected more than 0"):
         go(FakePolicy(), FakeRobot(), 3, max_speed=0.0)
     assert robot.commands == []

@@ -110,7 +110,8 @@ class FakePolicy:
             max_age={r.name: MaxAge(2 * PERIOD, 5 * PERIOD) for r in readings[:-1]},
             reach=reach,
         )
-        self.contract.check_joints = Contract.check_joints.__get__(self.contract)
+        for name in ("check_joints", "check_limits"):
+            setattr(self.contract, name, getattr(Contract, name).__get__(self.contract))
         self.answer, self.error, self.calls, self.resets = answer, error, 0, 0
         self.seen: list[np.ndarray] = []
         self.overruled: list[np.ndarray] = []
