@@ -55,9 +55,14 @@ class Robot(Protocol):
         drops: how often the object was put back after a fall; 0 where nobody can tell.
     """
 
-    joint_names: tuple[str, ...]
-    clock: Clock
-    drops: int
+    @property
+    def joint_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def drops(self) -> int: ...
 
     def start(self) -> None:
         """Connect, so that `read` works. The motors stay passive until the first `command`."""
