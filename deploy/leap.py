@@ -111,6 +111,10 @@ class LeapRobot:
         self._measured: dict[str, Measurement] = {}
         self._slow = 0
         self._slow_due = 0.0
+        self._looked, self._lead = (
+            0.0,
+            0.005,
+        )  # last `read`; so long before the next one to read [s]
 
     def start(self) -> None:
         """Connect and check the hand; nothing is written.
@@ -140,6 +144,7 @@ class LeapRobot:
 
     def read(self) -> dict[str, Measurement]:
         """joint_pos [rad], joint_vel [rad/s], joint_current [A] and joint_temperature [degC]."""
+        self._looked = time.monotonic()
         return dict(self._measured)
 
     def command(self, joint_target: np.ndarray) -> None:
@@ -188,10 +193,20 @@ class LeapRobot:
             except SERIAL_ERRORS as error:
                 self._tell_once(error)
             with self._wake:
-                left = begun + self._bus_period - time.monotonic()
+                left = self._next_turn(begun) - time.monotonic()
                 if not self._hurry and left > 0.0:
                     self._wake.wait(left)
         self._farewell(bus)
+
+    def _next_turn(self, begun: float) -> float:
+        """When the turn after that of `begun` begins [s].
+
+        A bus period later; but the one that is nearest to the controller's next look begins so that
+        its reading is ready just then, and not half a bus period old.
+        """
+        turn = begun + self._bus_period
+        look = self._looked + self._contract.control_period - self._lead
+        return look if abs(look - turn) < 0.5 * self._bus_period else turn
 
     def _cycle(self, bus: LeapBus, now: float) -> None:
         """One turn: let go, or arm, or pass a command on; then read."""
@@ -208,7 +223,10 @@ class LeapRobot:
             self._arm(bus, goal)
         elif goal is not None:
             bus.write("goal_position", goal)
+        began = time.monotonic()
         self._observe(bus)
+        took = min(time.monotonic() - began, 0.5 * self._bus_period)
+        self._lead += 0.1 * (1.5 * took + 1e-3 - self._lead)
         if now >= self._slow_due:
             self._slow_due = now + SLOW_EVERY
             self._slow += 1
