@@ -187,12 +187,13 @@ def test_the_watchdog_stops_a_motor_and_refuses_goals_until_it_is_cleared(side: 
     side.write(6, 116, 4, 3500)
     side.write(6, 98, 1, 5)  # 100 ms
     fed = time.monotonic()
-    while time.monotonic() < fed + 0.3:  # words to another motor feed it too
+    asked = fed
+    while asked < fed + 0.3:  # words to another motor feed it too
+        asked = time.monotonic()
         side.read(1, 132, 4)
     assert motor.trips == 0
-    silent = time.monotonic()
     assert wait_for(lambda: motor.trips == 1)
-    assert time.monotonic() - silent >= 0.09
+    assert time.monotonic() - asked >= 0.1
     stopped = motor.get("goal_position")
     assert 2048 < stopped < 3490  # where it was, not where it was sent
     assert side.read(6, 98, 1) == (0xFF, 0)
