@@ -35,7 +35,9 @@ from .robot import Measurement, MonotonicClock
 PATIENCE = 5  # control periods without a command after which the motors are let go
 READS_PER_COMMAND, MOST_READS = 4, 200.0  # of the state; [Hz]
 CONFIRMATION = 0.1  # `disarm` waits so long for the motors to confirm [s]
-FAREWELL = 0.5  # and `stop` so long [s]
+FAREWELL = 0.5  # and the bus thread, when it ends, so long [s]
+STOP = 2.0  # `stop` waits so long for the bus thread [s]
+RETRY = 0.01  # after an error of the port [s]
 SLOW_EVERY = 0.06  # one of these registers is read [s]
 SLOW = ("present_temperature", "hardware_error", "torque_enable", "bus_watchdog")
 
@@ -43,18 +45,22 @@ SLOW = ("present_temperature", "hardware_error", "torque_enable", "bus_watchdog"
 class LeapRobot:
     """A LEAP hand on a serial port, or an emulated one.
 
-    The first `command` gives the motors torque, with the measured pose as their first goal. They
-    are let go (torque off) by `disarm` and `stop`, and by the bus thread itself: when no command
-    comes for 5 control periods, when a motor reports an error or has lost its torque, and when
-    arming fails. Then `fault` says why, readings stop so that they age as those of a lost bus do,
-    and commands are ignored until `disarm`. When the process or the computer stops, the motors'
-    own watchdogs stop them where they are.
+    The first `command` gives the motors torque, with the measured pose as their first goal. That
+    takes a moment, in which commands must go on but none is passed to the motors: a controller
+    that begins to move before `armed` makes them jump.
+
+    The motors are let go (torque off) by `disarm` and `stop`, and by the bus thread itself: when no
+    command comes for 5 control periods, when a motor reports an error or has lost its torque, when
+    arming fails, and upon any error that was not foreseen. Then `fault` says why, readings stop so
+    that they age as those of a lost bus do, and commands are ignored until `disarm`. When the
+    process or the computer stops, the motors' own watchdogs stop them where they are.
 
     Attributes:
         joint_names: in the order of motor ids.
         clock: the computer's monotonic one.
         drops: always 0; the hand does not see the object.
-        fault: why the bus thread let the motors go; None again when they have been armed anew.
+        fault: why the bus thread let the motors go; None again after `disarm`. If the reason is
+            still there, arming brings it back.
     """
 
     def __init__(
@@ -119,6 +125,8 @@ class LeapRobot:
     def start(self) -> None:
         """Connect and check the hand; nothing is written.
 
+        Torque that another run left on is told on stderr, and goes off with `disarm` or `stop`.
+
         Raises:
             ValueError: what is wrong with port, motors or settings, in one line.
         """
@@ -128,6 +136,7 @@ class LeapRobot:
             require_health(bus)
             require_settings(bus, self._contract, self._offsets)
             state = _first_state(bus)
+            left_on = np.flatnonzero(bus.read_surely("torque_enable")).tolist()
         except SERIAL_ERRORS as error:
             bus.close()
             raise ValueError(f"--port {self._port}: {_reason(error)}") from None
@@ -135,12 +144,20 @@ class LeapRobot:
             bus.close()
             raise
         hint_latency(self._port)
-        self._bus, self._goal = bus, None
-        self._armed = self._touched = self._latched = False
+        self._bus, self._goal, self.fault = bus, None, None
+        self._armed = self._latched = False
+        self._touched = bool(left_on)
         self._release = self._ending = self._hurry = self._told = False
         self._publish(state)
+        if left_on:
+            self._say(f"{all_named(left_on)} still has torque; it goes off when this run ends")
         self._thread = threading.Thread(target=self._loop, name="leap-bus", daemon=True)
         self._thread.start()
+
+    @property
+    def armed(self) -> bool:
+        """Whether the motors have torque and the newest commands are passed on to them."""
+        return self._armed and not self._release
 
     def read(self) -> dict[str, Measurement]:
         """joint_pos [rad], joint_vel [rad/s], joint_current [A] and joint_temperature [degC]."""
@@ -164,6 +181,7 @@ class LeapRobot:
     def disarm(self) -> None:
         """Torque off; readings go on, and a fault is forgotten. The next command arms again."""
         with self._wake:
+            self.fault = None
             self._goal, self._latched, self._release, self._hurry = None, False, True, True
             self._passive.clear()
             self._wake.notify()
@@ -177,7 +195,9 @@ class LeapRobot:
             self._wake.notify()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join(2.0)
+            thread.join(STOP)
+            if thread.is_alive():
+                self._say("the bus thread has not ended; the port is closed all the same")
         bus, self._bus = self._bus, None
         if bus is not None:
             bus.close()
@@ -192,6 +212,8 @@ class LeapRobot:
                 self._told = False
             except SERIAL_ERRORS as error:
                 self._tell_once(error)
+            except Exception as error:  # a mistake here must not leave the motors alone
+                self._fail(f"{type(error).__name__}: {_reason(error)}")
             with self._wake:
                 left = self._next_turn(begun) - time.monotonic()
                 if not self._hurry and left > 0.0:
@@ -220,7 +242,7 @@ class LeapRobot:
             self._fail(f"no command for {PATIENCE} control periods")
             self._disarm(bus)
         elif goal is not None and not self._armed:
-            self._arm(bus, goal)
+            self._arm(bus)
         elif goal is not None:
             bus.write("goal_position", goal)
         began = time.monotonic()
@@ -249,7 +271,8 @@ class LeapRobot:
                 self._release = False
             self._passive.set()
 
-    def _arm(self, bus: LeapBus, goal: np.ndarray) -> None:
+    def _arm(self, bus: LeapBus) -> None:
+        """Torque on. What was commanded meanwhile is as old as that took, and not passed on."""
         self._touched = True
         try:
             for _ in arming(bus, self._currents, watchdog_ticks(self._patience)):
@@ -262,8 +285,8 @@ class LeapRobot:
         except SERIAL_ERRORS as error:
             self._fail(f"cannot arm: {_reason(error)}")
             return
-        self._armed, self.fault = True, None
-        bus.write("goal_position", goal)
+        with self._wake:
+            self._goal, self._armed = None, True
 
     def _farewell(self, bus: LeapBus) -> None:
         """Torque and watchdogs off, if they ever were on."""
@@ -272,17 +295,22 @@ class LeapRobot:
         while self._touched and time.monotonic() < until:
             try:
                 if let_go(bus):
-                    self._touched = False
                     bus.write_surely("bus_watchdog", 0)
-            except SERIAL_ERRORS as error:
+                    self._touched = False
+            except Exception as error:  # of whatever kind: the next attempt may do
                 self._tell_once(error)
-                return
+                time.sleep(RETRY)
+        if self._touched:
+            self._say("the motors do not confirm that their torque is off; switch the hand off")
 
     def _tell_once(self, error: BaseException) -> None:
         """One line for the user when the port goes; not one for every attempt."""
         if not self._told:
             self._told = True
-            print(f"{self._port}: {_reason(error)}", file=sys.stderr)
+            self._say(_reason(error))
+
+    def _say(self, text: str) -> None:
+        print(f"{self._port}: {text}", file=sys.stderr)
 
     def _look(self, bus: LeapBus, name: str) -> None:
         """Read one of the registers that change slowly and act upon it."""
@@ -322,10 +350,12 @@ class LeapRobot:
     def _fail(self, reason: str) -> None:
         """Let the motors go until somebody disarms; readings stop, so that they age."""
         with self._wake:
+            if self._latched or self._release:  # they are being let go already
+                return
             self.fault, self._goal = reason, None
             self._latched = self._release = True
             self._passive.clear()
-        print(f"{self._port}: motors let go: {reason}", file=sys.stderr)
+        self._say(f"motors let go: {reason}")
 
 
 def _first_state(bus: LeapBus) -> State:

@@ -45,5 +45,5 @@ def torques(emulator: LeapEmulator) -> list[bool]:
 
 def arm(robot: LeapRobot, emulator: LeapEmulator) -> np.ndarray:
     held = pose(robot)
-    assert command_until(robot, held, lambda: all(torques(emulator)) and robot._armed)
+    assert command_until(robot, held, lambda: all(torques(emulator)) and robot.armed)
     return held
