@@ -102,14 +102,18 @@ class Fault:
     Attributes:
         cause: does it.
         ends: states in which the controller may be at the end.
+        reasons: what the reason given must begin with, one of them; any if empty.
         within: control periods in which the motors must be passive, or the hand on hold where the
             motors stay active; None where nothing of that kind has to happen.
+        seconds: of a repetition, if nothing ends it.
     """
 
     what: str
     cause: Callable[[Rig], object]
     ends: tuple[State, ...] = (State.FAULT,)
+    reasons: tuple[str, ...] = ()
     within: float | None = 7.0  # a reading is useless after 5; 2 to notice
+    seconds: float = 1.6
 
 
 def _emulate(name: str, target: str | float | None = None) -> Callable[[Rig], object]:
@@ -141,51 +145,86 @@ def _gap(rig: Rig) -> None:
 HOLDS = (State.HOLD,)
 RUNS = (State.ACTIVE, State.HOLD)
 AT_ONCE = 2.0
+BUS = ("stale_reading:joint_pos", "robot_fault")
+JOINTS = ("stale_reading:joint_pos",)
+OBJECT = ("stale_reading:object",)
+STOP = ("emergency_stop",)
+
+
+def _runs(what: str, cause: Callable[[Rig], object]) -> Fault:
+    return Fault(what, cause, RUNS, within=None)
+
+
 FAULTS = {
-    "unplug": Fault("the port disappears", _emulate("unplug")),
-    "hung_bus": Fault("nothing on the bus answers", _emulate("hung_bus")),
-    "silent_motor": Fault("one motor does not answer", _emulate("silent_motor")),
+    "unplug": Fault("the port disappears", _emulate("unplug"), reasons=BUS),
+    "hung_bus": Fault("nothing on the bus answers", _emulate("hung_bus"), reasons=BUS),
+    "silent_motor": Fault("one motor does not answer", _emulate("silent_motor"), reasons=BUS),
     # answers have no numbers: one that is late can be taken for that of the next question
-    "slow_bus": Fault("answers 0.3 s late", _emulate("slow_bus", 0.3), within=None),
-    "overload": Fault("a motor reports an overload", _emulate("overload")),
-    "wrong_crc": Fault("every CRC is wrong", _emulate("wrong_crc", 1.0)),
-    "some_crc": Fault("1 CRC in 50 is wrong", _emulate("wrong_crc", 0.02), RUNS, None),
-    "lost_bytes": Fault("every packet loses a byte", _emulate("lost_bytes", 1.0)),
-    "noise": Fault("garbage between packets", _emulate("noise", 0.2), RUNS, None),
+    "slow_bus": Fault("answers 0.3 s late", _emulate("slow_bus", 0.3), reasons=BUS, within=None),
+    "overload": Fault("a motor reports an overload", _emulate("overload"), reasons=BUS[1:]),
+    "wrong_crc": Fault("every CRC is wrong", _emulate("wrong_crc", 1.0), reasons=BUS),
+    "some_crc": _runs("1 CRC in 50 is wrong", _emulate("wrong_crc", 0.02)),
+    "lost_bytes": Fault("every packet loses a byte", _emulate("lost_bytes", 1.0), reasons=BUS),
+    "noise": _runs("garbage between packets", _emulate("noise", 0.2)),
     "joint_nan": Fault(
         "a joint reading is not a number",
         _joints(lambda m: Measurement(m.value * np.nan, m.time)),
+        reasons=JOINTS,
     ),
     "joint_jump": Fault(
-        "joint readings jump by 2 rad", _joints(lambda m: Measurement(m.value + 2.0, m.time))
+        "joint readings jump by 2 rad",
+        _joints(lambda m: Measurement(m.value + 2.0, m.time)),
+        reasons=JOINTS,
     ),
     "joint_shape": Fault(
-        "a joint is missing in the reading", _joints(lambda m: Measurement(m.value[:15], m.time))
+        "a joint is missing in the reading",
+        _joints(lambda m: Measurement(m.value[:15], m.time)),
+        reasons=JOINTS,
     ),
-    "joint_missing": Fault("no joint reading at all", _joints(lambda m: None)),
+    "joint_missing": Fault("no joint reading at all", _joints(lambda m: None), reasons=JOINTS),
     "other_clock": Fault(
-        "time stamps of another clock", _joints(lambda m: Measurement(m.value, m.time + 1e9))
+        "time stamps of another clock",
+        _joints(lambda m: Measurement(m.value, m.time + 1e9)),
+        reasons=JOINTS,
     ),
-    "camera_dead": Fault("no more object poses", lambda rig: rig.camera.freeze()),
-    "camera_gap": Fault("no object poses for 0.17 s", _gap, RUNS, None),
-    "camera_late": Fault("object poses 0.15 s old", _camera(age=0.15), HOLDS, 5.0),
-    "camera_nan": Fault("object position not a number", _camera(place=np.full(3, np.nan))),
-    "camera_zero": Fault("object quaternion zero", _camera(quaternion=np.zeros(4))),
-    "camera_frame": Fault("poses in another frame", _camera(frame="camera")),
+    "camera_dead": Fault("no more object poses", lambda rig: rig.camera.freeze(), reasons=OBJECT),
+    "camera_gap": _runs("no object poses for 0.17 s", _gap),
+    "camera_late": Fault(
+        "object poses 0.15 s old", _camera(age=0.15), HOLDS, reasons=OBJECT, within=5.0
+    ),
+    "camera_nan": Fault(
+        "object position not a number", _camera(place=np.full(3, np.nan)), reasons=OBJECT
+    ),
+    "camera_zero": Fault("object quaternion zero", _camera(quaternion=np.zeros(4)), reasons=OBJECT),
+    "camera_frame": Fault("poses in another frame", _camera(frame="camera"), reasons=OBJECT),
     "object_gone": Fault(
-        "the object falls", _camera(place=np.array([0.0, 0.0, -0.3])), (State.HOMING,), None
+        "the object falls",
+        _camera(place=np.array([0.0, 0.0, -0.3])),
+        (State.HOMING,),
+        within=None,
     ),
-    "policy_nan": Fault("the policy answers NaN", _answers(lambda a: a * np.nan)),
-    "policy_wild": Fault(
+    "policy_nan": Fault(
+        "the policy answers NaN", _answers(lambda a: a * np.nan), reasons=("bad_output",)
+    ),
+    "policy_wild": _runs(
         "the policy asks for 100 rad, by turns",
         _answers(lambda a: np.where(np.arange(a.size) % 2, 100.0, -100.0).astype(np.float32)[None]),
-        RUNS,
-        None,
     ),
-    "policy_slow": Fault("the policy takes 0.12 s", _answers(_slow), RUNS, None),
-    "emergency": Fault("emergency stop", lambda rig: rig.estop.press(), within=AT_ONCE),
+    "policy_slow": Fault(
+        "the policy takes 0.12 s",
+        _answers(_slow),
+        reasons=("deadline_missed",),
+        within=60.0,
+        seconds=5.0,
+    ),
+    "emergency": Fault(
+        "emergency stop", lambda rig: rig.estop.press(), reasons=STOP, within=AT_ONCE
+    ),
     "callback": Fault(
-        "a callback asks for the stop", lambda rig: rig.pressed.append(True), within=AT_ONCE
+        "a callback asks for the stop",
+        lambda rig: rig.pressed.append(True),
+        reasons=STOP,
+        within=AT_ONCE,
     ),
 }
 

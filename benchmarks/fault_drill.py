@@ -47,7 +47,6 @@ from widen.deploy.safety import State
 from widen.train.cli_subject import policies_folder
 
 WITHOUT_OBJECT = "fingertip_reach"
-SECONDS = 1.6  # of a repetition, if nothing ends it
 CALM = 0.15, 0.25  # after the policy took over the fault comes [s]
 SETTLE = 1.0  # motors that are still active so long after the end stay so [s]
 DOCS = RESULTS.parents[1] / "docs" / "safety.md"
@@ -69,6 +68,8 @@ class Outcome:
     reason: str
     hold: float
     passive: float
+    torque: bool
+    """whether motors had torque in the end, stopped by their watchdogs"""
     outside: int
 
 
@@ -105,7 +106,7 @@ def repeat(fault: Fault, seed: int) -> Outcome:
         ]
         for thread in threads:
             thread.start()
-        r.controller.loop(SECONDS)
+        r.controller.loop(fault.seconds)
         if State.FAULT in fault.ends:
             threads[0].join(SETTLE)
         end.set()
@@ -114,9 +115,9 @@ def repeat(fault: Fault, seed: int) -> Outcome:
         hold = next((t - began for t, s in after if s is State.HOLD), np.nan)
         outside = len(violations(r.wire.commands, contract)) + goals_outside(r.emulator, contract)
         reason = r.controller.report().reason
-        return Outcome(
-            r.controller.state.value, reason, hold, (found or [np.nan])[0] - began, outside
-        )
+        torque = any(motor.torque_enabled for motor in r.emulator.motors)
+        off = (found or [np.nan])[0] - began
+        return Outcome(r.controller.state.value, reason, hold, off, torque, outside)
 
 
 def violations(commands: Sequence[np.ndarray], contract: Contract) -> list[int]:
@@ -166,11 +167,12 @@ def repeat_process(number: int, seed: int) -> Outcome:
             while not passive(emulator) and time.monotonic() < began + SETTLE:
                 time.sleep(0.001)
             moment = time.monotonic() if passive(emulator) else np.nan
+            torque = any(motor.torque_enabled for motor in emulator.motors)
             outside = goals_outside(emulator, contract)
         finally:
             process.kill()
             process.wait()
-    return Outcome("gone", "", np.nan, moment - began, outside)
+    return Outcome("gone", "", np.nan, moment - began, torque, outside)
 
 
 def measure(args: Arguments) -> Report:
@@ -184,13 +186,14 @@ def measure(args: Arguments) -> Report:
         if name in FAULTS:
             fault = FAULTS[name]
             outcomes = [repeat(fault, seed) for seed in range(repeats)]
-            ends = {state.value for state in fault.ends}
-            what, within, hold_only = fault.what, fault.within, fault.ends == HOLDS
+            ends, what = {state.value for state in fault.ends}, fault.what
+            within, hold_only, reasons = fault.within, fault.ends == HOLDS, fault.reasons
         else:
             what, number, within = SIGNALS[name]
             outcomes = [repeat_process(number, seed) for seed in range(repeats)]
-            ends, hold_only = {"gone"}, False
-        figures[name] = summarize(outcomes, ends, within, hold_only, period) | {"what": what}
+            ends, hold_only, reasons = {"gone"}, False, ()
+        figures[name] = summarize(outcomes, ends, reasons, within, hold_only, period)
+        figures[name]["what"] = what
         rows.append(row(name, figures[name]))
         print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     good = sum(f["ok"] for f in figures.values())
@@ -200,7 +203,7 @@ def measure(args: Arguments) -> Report:
         "what",
         "ended in",
         "hold [ms]",
-        "passive [ms]",
+        "stopped [ms]",
         "allowed",
         "outside limits",
     )
@@ -219,6 +222,7 @@ def measure(args: Arguments) -> Report:
 def summarize(
     outcomes: Sequence[Outcome],
     ends: set[str],
+    reasons: tuple[str, ...],
     within: float | None,
     hold_only: bool,
     period: float,
@@ -231,7 +235,10 @@ def summarize(
     off = np.array([o.passive for o in outcomes])
     judged = hold if hold_only else off
     limit = within * period if within is not None else None
-    soon = limit is None or bool((judged <= limit).all())
+    # before the fault would be for another reason
+    soon = limit is None or bool(((judged >= 0.0) & (judged <= limit)).all())
+    meant = not reasons or all(o.reason.startswith(reasons) for o in outcomes)
+    held = sum(o.torque for o in outcomes)
     outside = sum(o.outside for o in outcomes)
     return {
         "states": states,
@@ -240,7 +247,8 @@ def summarize(
         "passive_ms": _spread(off),
         "allowed_ms": None if limit is None else round(1e3 * limit),
         "outside": outside,
-        "ok": set(states) <= ends and soon and outside == 0,
+        "watchdog": held if np.isfinite(off).any() else 0,
+        "ok": set(states) <= ends and soon and meant and outside == 0,
     }
 
 
@@ -257,7 +265,7 @@ def row(name: str, figures: dict[str, Any]) -> list[str]:
         figures["what"],
         states,
         times(figures["hold_ms"]),
-        times(figures["passive_ms"]),
+        times(figures["passive_ms"]) + (" (watchdog)" if figures["watchdog"] else ""),
         allowed + ("" if figures["ok"] else " !"),
         str(figures["outside"]),
     ]

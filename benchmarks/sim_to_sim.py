@@ -39,30 +39,31 @@ FORGOTTEN = 2  # cycles of HOLD in a row after which the controller resets the p
 SHARE, ERROR = 0.8, 1e-5  # aims: of the goals per minute; [rad]
 
 
-def trace_error(trained: Trained, log: Log, cycles: int = CYCLES) -> tuple[int, float]:
-    """How many cycles were compared, and the largest difference of joint targets [rad].
+def trace_error(trained: Trained, log: Log, cycles: int = CYCLES) -> float:
+    """The largest difference of joint targets [rad] over the first cycles that the policy decided.
 
-    From the policy's first cycle on, through the modules of training in float32: the state goes
-    from step to step, but for the joint target, which is what was really sent. It ends where the
-    controller reset the policy: at a drop, a long hold or an answer that was not finite.
+    Through the modules of training in float32. The state goes from step to step, but for the joint
+    target, which is what was really sent; it begins anew where the controller resets the policy:
+    after a drop, a long hold or an answer that is not finite.
+
+    Raises:
+        ValueError: the policy decided in fewer cycles.
     """
     contract, env = log.contract(), trained.env
     layout = task_class(trained.config.task).layout(env.scene)
     graph = PolicyGraph(layout, env.encoder, env.actions, trained.policy)
     names = [tensor.name for tensor in contract.state]
-    state = [torch.from_numpy(a) for a in initial_state(contract, 1)]
     asked, sent = log.arrays["asked"], log.arrays["sent"]
-    decided = np.isfinite(asked).all(1)
-    worst, compared, pause = 0.0, 0, 0
-    for t in range(int(np.argmax(decided)), len(asked)):
-        if compared == cycles:
-            break
-        if not decided[t]:
-            pause += 1
-            if pause > FORGOTTEN or log.header["states"][log.arrays["state"][t]] != "hold":
-                break
-            continue
-        pause = 0
+    states = [log.header["states"][code] for code in log.arrays["state"]]
+    decided = np.flatnonzero(np.isfinite(asked).all(1))
+    if len(decided) < cycles:
+        raise ValueError(f"{log.path}: the policy decided in {len(decided)} cycles of {cycles}")
+    worst, before = 0.0, -1
+    state: list[torch.Tensor] = []
+    for t in map(int, decided[:cycles]):
+        between = states[before + 1 : t]
+        if before < 0 or len(between) > FORGOTTEN or set(between) - {"hold"}:
+            state = [torch.from_numpy(a) for a in initial_state(contract, 1)]
         if t:
             target = torch.from_numpy(sent[t - 1].astype(np.float32))[None]
             state[names.index(JOINT_TARGET)] = target
@@ -70,8 +71,8 @@ def trace_error(trained: Trained, log: Log, cycles: int = CYCLES) -> tuple[int, 
         with torch.no_grad():
             state = graph(readings, state)
         worst = max(worst, float(np.abs(state[0].numpy()[0] - asked[t]).max()))
-        compared += 1
-    return compared, worst
+        before = t
+    return worst
 
 
 @contextlib.contextmanager
@@ -124,7 +125,8 @@ def measure(args: Arguments) -> Report:
         file = str(Path(folder) / "run.log")
         where = ["--robot", "leap", "--port", port, "--pose", f"udp:{pose}"]
         ran = told(["run", str(policy), *where, "--seconds", str(seconds), "--log", file])
-        compared, error = trace_error(trained, read_log(file))
+        compared = 100 if args.smoke else CYCLES
+        error = trace_error(trained, read_log(file), compared)
     on_bus = ran["goals"] * 60.0 / ran["seconds"]
     share = on_bus / in_training if in_training else float("nan")
     figures = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,12 +14,12 @@ import numpy as np
 from .contract import TOLERANCE
 from .estop import EmergencyStop
 from .goals import make_goals
+from .homing import WayHome
 from .report import RunReport, Timings
-from .robot import Measurement, Robot
+from .robot import Measurement, Robot, checked
 from .runtime import OnnxPolicy
 from .safety import (
     BAD_OUTPUT,
-    DEADLINE,
     EMERGENCY_STOP,
     OUT_OF_REACH,
     ROBOT_ERROR,
@@ -28,18 +30,17 @@ from .safety import (
     ReadingGuard,
     State,
     Supervisor,
-    ramp,
 )
 from .signals import one_interrupt
+from .watch import DeadlineWatch, ObjectWatch
 
 if TYPE_CHECKING:
     from .control_log import ControlLog
 
-HOMING_SPEED = 1.0  # of every joint on the way to the home pose [rad/s]
-LATE_HOLD, LATE_FAULT = 3, 20  # missed deadlines in a row
 BAD_OUTPUTS_FAULT = 5  # in a row
 FORGET_AFTER = 2  # cycles of HOLD after which the policy's memory of the past is worth nothing
-AT_HOME = 1e-4  # [rad]
+TELL_AFTER = 2.0  # of waiting for readings the user is told for which [s]
+TELL_AFTER = 2.0  # of waiting for readings the user is told for which [s]
 BACK = 0.8  # an object that left the hand is back within this share of its reach
 
 
@@ -54,7 +55,6 @@ def run(
     max_current: float | None = None,
     estop: EmergencyStop | None = None,
     log: ControlLog | None = None,
-    on_fault: Literal["end", "wait"] = "end",
 ) -> RunReport:
     """Control a robot for a while, homing included, or until Ctrl-C, SIGTERM or a lost terminal.
 
@@ -67,12 +67,11 @@ def run(
         seconds: duration, rounded to control periods.
         dry_run: decide, but send nothing.
         max_speed: of joint targets [rad/s], above 0; None for the most that a healthy policy asks for.
-        max_acceleration: of joint targets [rad/s^2]; None for what takes a joint from full speed
-            one way to full speed the other way in one control period, as in training.
-        max_current: of a motor [A], where the robot reports currents; None for no limit.
+        max_acceleration: of joint targets [rad/s^2]; None as for max_speed.
+        max_current: of a motor [A], where the robot reports currents; None for the robot's own
+            `max_currents`, if it has them.
         estop: asked in every cycle; None for one that nobody can press.
-        log: every cycle is written to it.
-        on_fault: "end" the run, or "wait" with the motors off for `Controller.rearm`.
+        log: gets every cycle.
 
     Raises:
         ValueError: the robot's joints are not the policy's or have narrower limits, the policy does
@@ -89,15 +88,16 @@ def run(
         estop=estop,
         log=log,
     )
-    with one_interrupt() as stopping:
+    with one_interrupt() as interrupt:
         try:
             robot.start()
-            controller.loop(seconds, on_fault)
+            interrupt.deferred = True
+            controller.loop(seconds, stopped=lambda: interrupt.asked)
         except KeyboardInterrupt:
             pass  # the ordinary way to end a run early
         finally:
-            stopping.set()
-            robot.stop()
+            interrupt.deferred = True
+            controller.stop()
     return controller.report()
 
 
@@ -122,10 +122,8 @@ class Controller:
                 f"{policy.path}: differs from its golden vectors by {error:.2g} on this computer,"
                 f" expected at most {TOLERANCE:g}"
             )
-        limits = {"max_speed": max_speed, "max_acceleration": max_acceleration}
-        for name, value in {**limits, "max_current": max_current}.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: expected more than 0, got {value:g}")
+        if max_current is not None and not max_current > 0:
+            raise ValueError(f"max_current: expected more than 0, got {max_current:g}")
         contract.check_joints(robot.joint_names)
         if (own := getattr(robot, "joint_limits", None)) is not None:
             contract.check_limits(robot.joint_names, *own)
@@ -134,24 +132,27 @@ class Controller:
         self._from_robot = [robot.joint_names.index(name) for name in contract.joints]
         self._to_robot = [contract.joints.index(name) for name in robot.joint_names]
         self._period = contract.control_period
-        self._home = np.array(contract.home)
-        self._limiter = self._make_limiter(max_speed, max_acceleration)
+        self._limiter = Limiter.of(contract, max_speed, max_acceleration)
         self._measured = [r for r in contract.readings if r.source != "goal"]
         lower, upper = self._limiter.lower[self._to_robot], self._limiter.upper[self._to_robot]
         self._guard = ReadingGuard(self._measured, contract.max_age, (lower, upper), self._period)
-        self._motors = MotorGuard(tuple(robot.joint_names), max_current)
+        own = getattr(robot, "max_currents", None)
+        most = own if max_current is None else np.full(len(contract.joints), max_current)
+        self._motors = MotorGuard(tuple(robot.joint_names), most)
         self._supervisor = Supervisor()
         self._estop = estop or EmergencyStop()
         self._goals = make_goals(contract.goal)
         self._inputs = {r.name: np.zeros((1, *r.shape), np.float32) for r in contract.readings}
-        self._pose, self._reach = self._home, contract.reach
+        self._pose = np.array(contract.home)
         self._interventions: Counter[str] = Counter()
         self._timings = Timings(robot.clock)
         self._log = log
         self._drops, self._fallen = robot.drops, 0
-        self._approach: np.ndarray | None = None  # poses on the way home that are left
-        self._lost = False  # the object is out of reach
-        self._late = self._bad_outputs = self._held = 0
+        self._way = WayHome(np.array(contract.home), self._period, stay=dry_run)
+        self._object, self._deadlines = ObjectWatch(contract.reach), DeadlineWatch()
+        self._bad_outputs = self._held = 0
+        self._passive = True  # the motors may have been moved by hand: go by what is measured
+        self._rearm = threading.Event()
         self._error = ""
 
     @property
@@ -164,45 +165,65 @@ class Controller:
         """(time [s] on the robot's clock, state, reason) of every change of state."""
         return self._supervisor.history
 
-    def loop(self, seconds: float, on_fault: Literal["end", "wait"] = "end") -> None:
-        """Run for so long. Cycle k begins at k periods after the first, so that nothing drifts."""
+    def loop(
+        self,
+        seconds: float,
+        on_fault: Literal["end", "wait"] = "end",
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Run for so long. Cycle k begins at k periods after the first, so that nothing drifts.
+
+        Args:
+            seconds: duration, rounded to control periods.
+            on_fault: "end", or "wait" with the motors off for `rearm`.
+            stopped: asked before each cycle; True ends the loop.
+        """
         total = max(1, round(seconds / self._period))
         period, timings = self._period, self._timings
         timings.begin(total)
         self._policy.reset()
-        # a collection takes milliseconds, and nothing here makes cycles of references
+        # what was loaded so far need not be looked at in every collection, which takes milliseconds
         gc.collect()
-        gc.disable()
+        gc.freeze()
         try:
-            k = 0
-            while k < total:
+            k, told = 0, False
+            while k < total and not stopped():
                 timings.wait(k, period)
                 self.cycle()
                 # after an overrun go on at once with the period that is now running
                 ended = timings.end_cycle(k, period, total)
-                self._late = self._late + ended if ended else 0
+                self._deadlines.note(ended)
                 k += max(1, ended)
                 if self.state is State.FAULT and on_fault == "end":
                     return
-            timings.wait(total, period)
+                if self.state is State.DISARMED and not told and timings.elapsed > TELL_AFTER:
+                    told = True
+                    print(f"motors passive, waiting: {self._supervisor.reason}", file=sys.stderr)
+            if not stopped():
+                timings.wait(total, period)
         finally:
-            gc.enable()
+            gc.unfreeze()
             timings.finish()
 
-    def rearm(self) -> None:
-        """Leave FAULT: the hand goes home from where it then is, and the policy begins anew.
+    def stop(self) -> None:
+        """Stop the robot; if it raises, the report says so."""
+        try:
+            self._robot.stop()
+        except Exception as error:  # whatever a user's robot raises
+            self._broken(error)
 
-        The emergency stop is released. If the reason is still there, it faults again.
+    def rearm(self) -> None:
+        """Leave FAULT with the next cycle: the hand goes home from where it then is.
+
+        The emergency stop is released. If a reason is still there, it faults again. May be called
+        from any thread.
         """
-        if self.state is State.FAULT:
-            self._estop.reset()
-            self._guard.forget()
-            self._error, self._late, self._bad_outputs = "", 0, 0
-            self._begin_anew()
-            self._supervisor.rearm(self._robot.clock.now())
+        self._rearm.set()
 
     def cycle(self) -> None:
         """One control period."""
+        if self._rearm.is_set():
+            self._leave_fault()
         measured = self._read()
         now = self._robot.clock.now()
         self._look_for_drops()
@@ -212,20 +233,19 @@ class Controller:
             self._take(measured)
             names += self._watch_object()
         before = self.state
-        at_home = self._approach is not None and not len(self._approach) and self._arrived()
-        state = self._supervisor.step(
-            problems, now, at_home=at_home, go_home=self._lost or self._approach is None
-        )
+        at_home = self._way.done(self._limiter.position)
+        go_home = self._object.lost or not self._way.begun
+        state = self._supervisor.step(problems, now, at_home=at_home, go_home=go_home)
         asked = sent = None
         if state is State.FAULT:
             self._fault(before)
         elif state is State.HOLD:
             self._held += 1
             if before is State.HOMING:
-                self._approach = None
+                self._way.restart()
             sent = self._limiter.rest()
         elif state is State.HOMING:
-            sent = self._go_home(before)
+            sent = self._go_home()
         elif state is State.ACTIVE:
             asked, sent, restrained = self._decide(measured, now, before)
             names += restrained
@@ -257,20 +277,23 @@ class Controller:
             reason=self._error or self._supervisor.reason,
         )
 
-    def _make_limiter(self, max_speed: float | None, max_acceleration: float | None) -> Limiter:
-        contract = self._policy.contract
-        speed = contract.max_target_speed if max_speed is None else max_speed
-        turn = 2.0 * speed / self._period  # from full speed one way to the other in one period
-        acceleration = turn if max_acceleration is None else max_acceleration
-        lower, upper = np.array(contract.lower), np.array(contract.upper)
-        return Limiter(lower, upper, speed, acceleration, self._period)
+    def _leave_fault(self) -> None:
+        self._rearm.clear()
+        if self.state is not State.FAULT:
+            return
+        self._estop.reset()
+        self._guard.restart()
+        self._error, self._bad_outputs, self._deadlines = "", 0, DeadlineWatch()
+        self._begin_anew()
+        self._supervisor.rearm(self._robot.clock.now())
 
     def _read(self) -> dict[str, Measurement]:
         try:
-            return self._robot.read()
+            measured = self._robot.read()
         except Exception as error:  # whatever a user's robot raises: motors off, and a report
             self._broken(error)
             return {}
+        return checked(measured)
 
     def _broken(self, error: Exception) -> None:
         self._error = self._error or f"{ROBOT_ERROR}: " + " ".join(
@@ -285,7 +308,7 @@ class Controller:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._approach = None
+        self._way.restart()
         self._policy.reset()
         self._goals.restart()
 
@@ -299,8 +322,7 @@ class Controller:
             self._error = f"{ROBOT_FAULT}: {fault}"
             found.append(Problem(ROBOT_FAULT, True))
         found += self._motors.check(measured, now)
-        if self._late >= LATE_HOLD:
-            found.append(Problem(DEADLINE, self._late >= LATE_FAULT))
+        found += self._deadlines.check()
         if self._bad_outputs >= BAD_OUTPUTS_FAULT:
             found.append(Problem(BAD_OUTPUT, True))
         return found + self._guard.check(measured, now)
@@ -316,37 +338,24 @@ class Controller:
 
     def _watch_object(self) -> list[str]:
         """See whether the object left the hand, or came back to stay."""
-        if (reach := self._reach) is None or reach.reading not in self._inputs:
-            return []
-        if self._lost:  # an object on the border is not lost and found in turns
-            reach = replace(reach, radius=BACK * reach.radius)
-        out = not reach.contains(self._inputs[reach.reading][0])
-        if out and not self._lost and self.state is not State.DISARMED:
+        if self._object.look(self._inputs) and self.state is not State.DISARMED:
             self._fallen += 1
             self._begin_anew()
-        self._lost = out
-        return [OUT_OF_REACH] if out else []
+        return [OUT_OF_REACH] if self._object.lost else []
 
-    def _arrived(self) -> bool:
-        end = self._limiter.position if self._dry_run else self._home
-        return bool(np.abs(self._limiter.position - end).max() <= AT_HOME)
-
-    def _go_home(self, before: State) -> np.ndarray:
+    def _go_home(self) -> np.ndarray:
         """The next pose (nu,) [rad] on the slow way home."""
-        if before is State.DISARMED:
+        arming = not (self._dry_run or getattr(self._robot, "armed", True))
+        if self._passive or arming:
             self._limiter.start(self._pose)
-            self._approach = None
-        if self._approach is None:
-            start = self._limiter.position
-            # in a dry run nothing moves: the policy begins where the hand is
-            end = start if self._dry_run else self._home
-            self._policy.overrule(end[None])
-            self._approach = ramp(start, end, HOMING_SPEED * self._period)
+            self._way.restart()
+        self._passive = False
+        if arming:  # the way begins when the motors can go it
+            return self._limiter.position.copy()
+        if not self._way.begun:
+            self._policy.overrule(self._way.begin(self._limiter.position)[None])
         self._held = 0
-        target = self._limiter.position if self._dry_run else self._home
-        if len(self._approach):
-            target, self._approach = self._approach[0], self._approach[1:]
-        return self._limiter.step(target)[0]
+        return self._limiter.step(self._way.next())[0]
 
     def _decide(
         self, measured: dict[str, Measurement], now: float, before: State
@@ -383,6 +392,7 @@ class Controller:
 
     def _fault(self, before: State) -> None:
         """Motors off, once. A robot that cannot even do that is reported, and stopped in the end."""
+        self._passive = True
         if before is State.FAULT or self._dry_run:
             return
         try:

@@ -69,11 +69,13 @@ class EmergencyStop:
         Args:
             keys: where lines are typed; None for standard input if it is a terminal.
         """
-        restore: Callable[[], object] = lambda: None  # noqa: E731 - a def here would be longer
-        number = getattr(signal, "SIGUSR1", None)  # not every system has it
-        if number is not None and threading.current_thread() is threading.main_thread():
-            before = signal.signal(number, lambda *_: self.press("signal"))
-            restore = lambda: signal.signal(number, before)  # noqa: E731
+        handlers = {"SIGUSR1": lambda *_: self.press("signal"), "SIGTTIN": signal.SIG_IGN}
+        # a job in the background would be stopped, with the motors on, for reading its terminal
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            for name, handler in handlers.items():
+                if (number := getattr(signal, name, None)) is not None:  # not every system has it
+                    before[number] = signal.signal(number, handler)
         if keys is None and sys.stdin is not None and sys.stdin.isatty():
             keys = sys.stdin
         if keys is not None:
@@ -81,9 +83,10 @@ class EmergencyStop:
         try:
             yield
         finally:
-            restore()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _read(self, keys: TextIO) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed while it waited
-            if keys.readline():
+            while keys.readline():
                 self.press("key")

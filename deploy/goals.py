@@ -120,9 +120,8 @@ class Points:
         if self._since is None:
             self._since = now
         points, goal = measured.get(self._of), self._values[self._index]
-        near = points is not None and bool(
-            (np.linalg.norm(points - goal, axis=-1) < self._within).all()
-        )
+        known = points is not None and np.shape(points) == goal.shape
+        near = known and bool((np.linalg.norm(points - goal, axis=-1) < self._within).all())
         if near or now - self._since >= self._seconds:
             self.reached += near
             self._index = (self._index + 1) % len(self._values)

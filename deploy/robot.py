@@ -98,10 +98,31 @@ class Robot(Protocol):
     # joint_limits: lower and upper (nu,) [rad] in the order of joint_names; a policy whose limits are
     # wider is refused.
     #
+    # armed: False while the motors are still being made active, after the first `command`; until it is
+    # True the controller sends the measured pose.
+    #
+    # max_currents: (nu,) [A] in the order of joint_names; more for half a second is a fault.
+    #
     # fault: a string, not empty when the robot itself has given up, for example because a motor
     # reports a hardware error; the controller then faults and gives it as the reason.
     #
     # The readings "joint_current" (nu,) [A] and "joint_temperature" (nu,) [degC].
+
+
+def checked(measured: object) -> dict[str, Measurement]:
+    """What a robot's `read` gave.
+
+    Raises:
+        ValueError: it is no dict of `Measurement`.
+    """
+    if not isinstance(measured, dict):
+        kind = type(measured).__name__
+        raise ValueError(f"robot: read() gave {kind}, expected a dict of Measurements")
+    for name, measurement in measured.items():
+        if not isinstance(measurement, Measurement):
+            kind = type(measurement).__name__
+            raise ValueError(f"robot: reading {name!r}: expected a Measurement, got {kind}")
+    return measured
 
 
 def load_robot(name: str) -> Robot:

@@ -12,7 +12,7 @@ import numpy as np
 
 from widen.envs.layout import Reading
 
-from .contract import MaxAge
+from .contract import Contract, MaxAge
 from .robot import Measurement
 
 BAD_OUTPUT = "bad_output"
@@ -24,8 +24,10 @@ OUT_OF_REACH = "object_out_of_reach"
 EMERGENCY_STOP = "emergency_stop"
 ROBOT_ERROR = "robot_error"
 ROBOT_FAULT = "robot_fault"
-_READING_PROBLEMS = ("missing_reading", "bad_reading", "out_of_range", "jump", "stale_reading")
+STALE = "stale_reading"
+_READING_PROBLEMS = ("missing_reading", "bad_reading", "out_of_range", "jump", STALE)
 _MOTOR_PROBLEMS = ("hot", "overcurrent")
+_MOTOR_READINGS = ("joint_current", "joint_temperature")
 
 LIMIT_MARGIN = 0.15
 """a joint measured further beyond its limit is no reading of this hand [rad]"""
@@ -38,8 +40,11 @@ QUAT_SLACK = 0.05
 HOT = 70.0
 """a motor at this temperature ends the run [degC]; the XC330's own shutdown temperature"""
 OVERCURRENT_SECONDS = 0.5
-"""a motor may exceed the current limit for so long"""
+"""a motor may exceed its current limit for so long"""
+MOTOR_AGE = 2.0
+"""of a current or temperature, above which nobody knows whether the motors are well [s]"""
 _SLACK = 1e-5  # [rad]; float32 rounding is no intervention
+_AMPERE = 1e-6  # [A]; nor is that of a current
 
 
 class State(enum.Enum):
@@ -76,8 +81,9 @@ def intervention_names(readings: Iterable[Reading], joints: Iterable[str]) -> tu
     own = (BAD_OUTPUT, JOINT_LIMIT, JOINT_SPEED, JOINT_ACCELERATION, DEADLINE, OUT_OF_REACH)
     ends = (EMERGENCY_STOP, ROBOT_ERROR, ROBOT_FAULT)
     of_readings = (f"{kind}:{r.name}" for r in readings for kind in _READING_PROBLEMS)
+    old = (f"{STALE}:{name}" for name in _MOTOR_READINGS)
     of_motors = (f"{kind}:{joint}" for joint in joints for kind in _MOTOR_PROBLEMS)
-    return (*own, *ends, *of_readings, *of_motors)
+    return (*own, *ends, *of_readings, *old, *of_motors)
 
 
 class Supervisor:
@@ -87,7 +93,9 @@ class Supervisor:
                                    │  ↑             │  ↑
                                    ↓  │ no problem  ↓  │
                                        HOLD
-        any state but DISARMED ─fault→ FAULT ─rearm()→ DISARMED
+        any state ─fault→ FAULT ─rearm()→ DISARMED
+
+    A reading that is too old is no fault while the motors are passive anyway: DISARMED waits.
 
     Attributes:
         state: now.
@@ -115,8 +123,13 @@ class Supervisor:
         found = list(problems)
         if self.state is State.FAULT:
             return self.state
-        fault = next((p for p in found if p.fault), None)
-        if fault is not None and self.state is not State.DISARMED:
+        # of several faults one that is not about an age, which DISARMED would wait for
+        faults = [p for p in found if p.fault]
+        fault = next(
+            (p for p in faults if not p.name.startswith(STALE)), faults[0] if faults else None
+        )
+        waits = self.state is State.DISARMED and fault and fault.name.startswith(STALE)
+        if fault is not None and not waits:
             return self._change(State.FAULT, fault.name)
         if found:
             if self.state is State.DISARMED:
@@ -174,29 +187,29 @@ class ReadingGuard:
         self._ages, self._period = dict(ages), period
         self._lower, self._upper = limits[0] - LIMIT_MARGIN, limits[1] + LIMIT_MARGIN
         self._good: dict[str, Measurement] = {}
+        self._last: dict[str, float] = {}  # time of the last good value
 
     def forget(self) -> None:
-        """What comes next need not continue what was: the object, or the hand, was put back."""
+        """What comes next need not continue what was: the object, or the hand, was put back.
+
+        Ages go on: when nothing comes next, that is a fault as ever.
+        """
         self._good.clear()
 
-    def check(self, measured: Mapping[str, Measurement], now: float) -> list[Problem]:
-        """Problems of these readings at `now` [s] on the robot's clock.
+    def restart(self) -> None:
+        """As new: the motors are passive, and nothing can be too old."""
+        self._good.clear()
+        self._last.clear()
 
-        Raises:
-            ValueError: a reading is no `Measurement`.
-        """
+    def check(self, measured: Mapping[str, Measurement], now: float) -> list[Problem]:
+        """Problems of these readings at `now` [s] on the robot's clock."""
         found = []
         for reading in self._readings:
             measurement = measured.get(reading.name)
-            if measurement is not None and not isinstance(measurement, Measurement):
-                kind = type(measurement).__name__
-                raise ValueError(
-                    f"robot: reading {reading.name!r}: expected a Measurement, got {kind}"
-                )
             problem = self._problem(reading, measurement, now)
-            good = self._good.get(reading.name)
-            if good is not None and now - good.time > self._ages[reading.name].fault:
-                found.append(Problem(f"stale_reading:{reading.name}", True))
+            last = self._last.get(reading.name)
+            if last is not None and now - last > self._ages[reading.name].fault:
+                found.append(Problem(f"{STALE}:{reading.name}", True))
             elif problem is not None:
                 found.append(Problem(f"{problem}:{reading.name}", False))
         return found
@@ -211,7 +224,7 @@ class ReadingGuard:
             return "bad_reading"
         # a time ahead of the robot's clock is another clock's, by which nothing ever gets old
         if new.time - now > self._ages[reading.name].hold:
-            return "stale_reading"
+            return STALE
         if not self._in_range(reading, value):
             return "out_of_range"
         old = self._good.get(reading.name)
@@ -221,7 +234,8 @@ class ReadingGuard:
                 return "jump"
         if old is None or new.time >= old.time:
             self._good[reading.name] = new
-        return "stale_reading" if now - new.time > self._ages[reading.name].hold else None
+            self._last[reading.name] = new.time
+        return STALE if now - new.time > self._ages[reading.name].hold else None
 
     def _in_range(self, reading: Reading, value: np.ndarray) -> bool:
         if reading.frame == "joint" and reading.unit == "rad":
@@ -234,33 +248,43 @@ class ReadingGuard:
 class MotorGuard:
     """Currents and temperatures, where the robot reports them."""
 
-    def __init__(self, joints: tuple[str, ...], max_current: float | None) -> None:
-        """joints in the robot's order; max_current [A] of a motor, None for no limit."""
-        self._joints, self._max_current = joints, max_current
+    def __init__(self, joints: tuple[str, ...], max_currents: np.ndarray | None) -> None:
+        """joints in the robot's order; max_currents (nu,) [A], None for no limit."""
+        self._joints = joints
+        self._max_currents = None if max_currents is None else np.asarray(max_currents) + _AMPERE
         self._over_since: float | None = None
 
     def check(self, measured: Mapping[str, Measurement], now: float) -> list[Problem]:
-        """Problems at `now` [s]. What is not a number is left to the ages of the readings."""
+        """Problems at `now` [s]."""
         found = []
-        if (hot := self._worst(measured, "joint_temperature")) and hot[1] >= HOT:
-            found.append(Problem(f"hot:{hot[0]}", True))
-        worst = self._worst(measured, "joint_current")
-        if worst is None or self._max_current is None or worst[1] <= self._max_current:
+        for name in _MOTOR_READINGS:
+            if name in measured and now - measured[name].time > MOTOR_AGE:
+                found.append(Problem(f"{STALE}:{name}", False))
+        heat = self._values(measured, "joint_temperature")
+        if heat is not None and (heat >= HOT).any():
+            found.append(Problem(f"hot:{self._joints[int(np.argmax(heat))]}", True))
+        current = self._values(measured, "joint_current")
+        if current is None or self._max_currents is None:
+            return found
+        over = np.abs(current) - self._max_currents
+        if not (over > 0.0).any():
             self._over_since = None
         elif self._over_since is None:
             self._over_since = now
         elif now - self._over_since > OVERCURRENT_SECONDS:
-            found.append(Problem(f"overcurrent:{worst[0]}", True))
+            found.append(Problem(f"overcurrent:{self._joints[int(np.argmax(over))]}", True))
         return found
 
-    def _worst(self, measured: Mapping[str, Measurement], name: str) -> tuple[str, float] | None:
+    def _values(self, measured: Mapping[str, Measurement], name: str) -> np.ndarray | None:
+        """(nu,), not a number counting as the least; None where there are none."""
         if name not in measured:
             return None
-        values = np.abs(np.asarray(measured[name].value, np.float64))
-        if values.shape != (len(self._joints),) or not np.isfinite(values).any():
+        values = np.asarray(measured[name].value)
+        if values.shape != (len(self._joints),) or values.dtype.kind not in "fiu":
             return None
-        index = int(np.nanargmax(values))
-        return self._joints[index], float(values[index])
+        return np.nan_to_num(
+            values.astype(np.float64), nan=-np.inf if name != "joint_current" else 0.0
+        )
 
 
 @dataclass
@@ -269,7 +293,8 @@ class Limiter:
 
     Per control period a command moves by at most `max_speed` x period, and that move differs from
     the last one by at most `max_acceleration` x period^2. No command leaves lower...upper: a joint
-    is never so fast that it could not come to rest before its limit.
+    is never so fast that it could not come to rest before its limit. A joint that is found beyond a
+    limit goes no further out.
 
     Attributes:
         lower, upper: (nu,) [rad].
@@ -291,9 +316,26 @@ class Limiter:
     def __post_init__(self) -> None:
         self.start(0.5 * (self.lower + self.upper))
 
+    @classmethod
+    def of(
+        cls, contract: Contract, max_speed: float | None, max_acceleration: float | None
+    ) -> Limiter:
+        """The contract's limits, and by default the most that a healthy policy can ask for.
+
+        Raises:
+            ValueError: a limit is not above 0.
+        """
+        for name, value in (("max_speed", max_speed), ("max_acceleration", max_acceleration)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected more than 0, got {value:g}")
+        speed, period = max_speed or contract.max_target_speed, contract.control_period
+        # from full speed one way to full speed the other way in one period
+        acceleration = max_acceleration or 2.0 * speed / period
+        return cls(np.array(contract.lower), np.array(contract.upper), speed, acceleration, period)
+
     def start(self, position: np.ndarray) -> None:
-        """At rest at `position` (nu,) [rad], or where the limits come next to it."""
-        self.position = np.clip(np.asarray(position, np.float64), self.lower, self.upper)
+        """At rest at `position` (nu,) [rad]."""
+        self.position = np.array(position, np.float64)
         self.velocity = np.zeros_like(self.position)
 
     def step(self, target: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -303,7 +345,7 @@ class Limiter:
         """
         if not np.isfinite(target).all():
             return self.rest(), [BAD_OUTPUT]
-        within = np.clip(target, self.lower, self.upper)
+        within = np.clip(target, *self._bounds())
         names = [JOINT_LIMIT] if np.abs(within - target).max() > _SLACK else []
         wanted = (within - self.position) / self.period
         slow = np.clip(wanted, -self.max_speed, self.max_speed)
@@ -329,10 +371,14 @@ class Limiter:
         high = np.minimum(high, self._stoppable((self.upper - self.position) / self.period))
         # rounding may leave an empty range of 1e-16: the end that is nearer to rest is the safe one
         new = np.clip(velocity, np.minimum(low, high), high)
-        position = np.clip(self.position + new * self.period, self.lower, self.upper)
+        position = np.clip(self.position + new * self.period, *self._bounds())
         self.velocity = (position - self.position) / self.period
         self.position = position
         return position.copy()
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The limits, wider where a joint is beyond them."""
+        return np.minimum(self.lower, self.position), np.maximum(self.upper, self.position)
 
     def _stoppable(self, room: np.ndarray) -> np.ndarray:
         """The largest velocity (nu,) from which joints come to rest within `room` (nu,).
@@ -346,16 +392,3 @@ class Limiter:
         room = np.maximum(room, 0.0)
         n = np.floor(0.5 * (np.sqrt(1.0 + 8.0 * room / u) - 1.0))
         return (room + 0.5 * u * n * (n + 1.0)) / (n + 1.0)
-
-
-def ramp(start: np.ndarray, end: np.ndarray, max_step: float) -> np.ndarray:
-    """Poses (K, nu) [rad] from `start` to `end`, both included, in moves of at most max_step.
-
-    All joints arrive together, so that the fingers stay on the straight line between the poses.
-    """
-    # a rounding error of a float32 measurement is not worth a move
-    moves = math.ceil(float(np.abs(end - start).max()) / max_step - 1e-4)
-    share = np.linspace(0.0, 1.0, max(moves, 0) + 1)[:, None]
-    poses = start + share * (end - start)
-    poses[-1] = end
-    return poses

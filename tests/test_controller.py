@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from fake_hand import HOME, PERIOD, FakePolicy, FakeRobot
 
-from widen.deploy.controller import HOMING_SPEED, run
+from widen.deploy.controller import run
+from widen.deploy.homing import HOMING_SPEED, ramp
 from widen.deploy.robot import Measurement
-from widen.deploy.safety import ramp
 
 
 def go(policy: Any, robot: Any, cycles: int, **options: Any) -> Any:
@@ -170,7 +170,7 @@ def test_a_signal_ends_the_run_and_a_second_does_not_end_the_stopping(name: str)
         done.append("passive")
 
     robot.stop = stop  # type: ignore[method-assign]
-    assert go(FakePolicy(), robot, 100).cycles == 3
+    assert go(FakePolicy(), robot, 100).cycles == 4  # the one in which it came is finished
     assert done == ["passive"]
     assert signal.getsignal(number) is before
 

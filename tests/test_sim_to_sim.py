@@ -62,16 +62,16 @@ def test_logged_readings_through_torch_give_the_logged_targets(
     recorded(trained, tmp_path / "run.log", 15.0)
     script, log = benchmark("sim_to_sim"), read_log(tmp_path / "run.log")
     torch_side = Trained.restore(RunFolder.open(trained))
-    compared, error = script.trace_error(torch_side, log, 200)
-    assert compared >= 50
-    assert error <= 1e-5
+    assert script.trace_error(torch_side, log, 200) <= 1e-5
+    with pytest.raises(ValueError, match="cycles of 9000"):
+        script.trace_error(torch_side, log, 9000)
     # the policy moved, was held back by the speed limit, and was told so
     assert log.counts()["joint_speed"] > 10
     asked = log.arrays["asked"]
     assert np.nanmax(np.abs(np.diff(asked, axis=0))) > 0.01
     # a reading that is another by 1 mrad gives other targets
     log.arrays["joint_pos"][:] += 1e-3
-    assert script.trace_error(torch_side, log, 200)[1] > 1e-5
+    assert script.trace_error(torch_side, log, 200) > 1e-5
 
 
 @pytest.mark.parametrize("fault", ["overload", "kill"])

@@ -52,8 +52,13 @@ class RunOptions:
         for name in ("port", "baud", "calibration", "current_limit"):
             if self.robot != "leap" and getattr(self, name) is not None:
                 raise ValueError(f"{_option(name)}: only with --robot leap")
-        if self.pose is None and self.robot != "leap" and self.pose_frame is not None:
-            raise ValueError("--pose-frame: only with --pose")
+        if self.pose is None and self.robot != "leap":
+            if self.pose_frame is not None:
+                raise ValueError("--pose-frame: only with --pose")
+            if self.pose_latency:
+                raise ValueError("--pose-latency: only with --pose")
+        if self.log is not None and self.log.is_file():
+            raise ValueError(f"--log {self.log}: exists, expected a new name")
 
 
 def run_policy(subject: str, options: RunOptions) -> dict[str, Any]:
@@ -89,7 +94,6 @@ def run_policy(subject: str, options: RunOptions) -> dict[str, Any]:
             dry_run=options.dry_run,
             max_speed=options.max_speed,
             max_acceleration=options.max_acceleration,
-            max_current=options.current_limit,
             estop=estop,
             log=log,
         )

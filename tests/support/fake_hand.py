@@ -16,6 +16,7 @@ from widen.envs.layout import Reading
 PERIOD = 0.05
 NAMES = ("a", "b", "c")
 HOME = np.array([0.1, 0.2, 0.15])
+LOWER, UPPER = np.array([-1.0, -0.5, 0.0]), np.array([1.0, 0.5, 0.2])
 
 
 class FakeRobot:
@@ -35,7 +36,7 @@ class FakeRobot:
         self.stretches: list[tuple[list[np.ndarray], np.ndarray]] = []
         self.times: list[float] = []
         self.script, self.age, self.kind, self.fault = script, 0.0, "good", ""
-        self.stopped, self.disarmed, self.armed = 0, 0, False
+        self.stopped, self.disarmed, self.active = 0, 0, False
         self.extra: dict[str, np.ndarray] = {}
 
     def start(self) -> None:
@@ -58,8 +59,8 @@ class FakeRobot:
         return measured | {name: Measurement(v, time) for name, v in self.extra.items()}
 
     def command(self, joint_target: np.ndarray) -> None:
-        if not self.armed:
-            self.armed = True
+        if not self.active:
+            self.active = True
             self.stretches.append(([], self._ordered(NAMES)))
         self.pose = dict(zip(self.joint_names, joint_target, strict=True))
         self.commands.append(self._ordered(NAMES))
@@ -67,11 +68,11 @@ class FakeRobot:
         self.times.append(self.clock.now() - 100.0)
 
     def disarm(self) -> None:
-        self.armed = False
+        self.active, self.fault = False, ""
         self.disarmed += 1
 
     def stop(self) -> None:
-        self.armed = False
+        self.active = False
         self.stopped += 1
 
     def _ordered(self, names: tuple[str, ...]) -> np.ndarray:
@@ -129,3 +130,16 @@ class FakePolicy:
         self.seen.append(readings["joint_pos"][0].copy())
         self.calls += 1
         return np.array(self.answer(self.calls - 1), np.float32)[None]
+
+
+def check_commands(commands: np.ndarray, speed: float, acceleration: float, start: Any) -> None:
+    """Plain differences of what was sent, the first from rest at `start`."""
+    assert np.isfinite(commands).all()
+    # a hand found beyond a limit goes back, and no further out
+    before = np.concatenate([[start], commands[:-1]])
+    assert (commands >= np.minimum(LOWER, before)).all()
+    assert (commands <= np.maximum(UPPER, before)).all()
+    moves = np.diff(np.concatenate([[start], commands]), axis=0) / PERIOD
+    assert np.abs(moves).max() <= speed * (1 + 1e-9)
+    changes = np.diff(np.concatenate([[np.zeros(3)], moves]), axis=0) / PERIOD
+    assert np.abs(changes).max() <= acceleration * (1 + 1e-9)
