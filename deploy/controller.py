@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .control_log import ControlLog
 
 BAD_OUTPUTS_FAULT = 5  # in a row
-FORGET_AFTER = 2  # cycles of HOLD after which the policy's memory of the past is worth nothing
+FORGET_AFTER = 2  # cycles of HOLD after which the policy's memory is worth nothing
 TELL_AFTER = 2.0  # of waiting for readings the user is told for which [s]
 TELL_AFTER = 2.0  # of waiting for readings the user is told for which [s]
 BACK = 0.8  # an object that left the hand is back within this share of its reach
@@ -196,7 +196,7 @@ class Controller:
                 k += max(1, ended)
                 if self.state is State.FAULT and on_fault == "end":
                     return
-                if self.state is State.DISARMED and not told and timings.elapsed > TELL_AFTER:
+                if timings.elapsed > TELL_AFTER and self.state is State.DISARMED and not told:
                     told = True
                     print(f"motors passive, waiting: {self._supervisor.reason}", file=sys.stderr)
             if not stopped():
@@ -224,8 +224,7 @@ class Controller:
         """One control period."""
         if self._rearm.is_set():
             self._leave_fault()
-        measured = self._read()
-        now = self._robot.clock.now()
+        measured, now = self._read(), self._robot.clock.now()
         self._look_for_drops()
         problems = self._problems(measured, now)
         names = [p.name for p in problems]
