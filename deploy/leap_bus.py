@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import termios
@@ -18,7 +19,7 @@ from .leap_registers import MOTOR_JOINTS, REGISTERS
 
 BAUD = 4_000_000
 PROBED = (57600, 1_000_000, 2_000_000, 3_000_000, 4_000_000)
-INSTALL = "pip install 'widen[leap]'"
+INSTALL = "pip install dynamixel-sdk"
 IDS = list(range(len(MOTOR_JOINTS)))
 TRIES = 3  # a byte may get lost
 _ALERT = 0x80
@@ -73,6 +74,24 @@ def latency_timer(port: str) -> int | None:
         return None
 
 
+def _lock(port: str) -> int:
+    """A descriptor that keeps a port from other programs, before anything of it is set.
+
+    Raises:
+        ValueError: another program has it.
+    """
+    lock = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ValueError(f"--port {port}: in use by another program") from None
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
 def _open(port: str, baud: int) -> Any:
     """A port handler that sleeps while it waits, where the sdk's own keeps a core busy."""
     sdk = _sdk()
@@ -118,7 +137,8 @@ class LeapBus:
         """Open a port.
 
         Raises:
-            ValueError: the sdk is missing, or the port cannot be opened; one line.
+            ValueError: the sdk is missing, another program has the port, or it cannot be opened;
+                one line.
         """
         _sdk()
         if not os.path.exists(port):
@@ -126,9 +146,15 @@ class LeapBus:
             there = f"found {', '.join(found)}" if found else "no /dev/ttyUSB* or /dev/ttyACM* here"
             raise ValueError(f"--port {port}: no such port; {there}")
         self.port, self.baud = port, baud
+        self._lock: int | None = None
         try:
+            self._lock = _lock(port)
             self._port = _open(port, baud)
+        except ValueError:
+            self._unlock()
+            raise
         except SERIAL_ERRORS as error:
+            self._unlock()
             if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
                 hint = "no permission; add yourself to the group dialout and log in again"
                 raise ValueError(f"--port {port}: {hint}") from None
@@ -142,6 +168,12 @@ class LeapBus:
         """Close the port; safe to call several times."""
         with contextlib.suppress(*SERIAL_ERRORS):  # it may have gone by itself
             self._port.closePort()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def find(self) -> dict[int, int]:
         """Model numbers by id of the motors that answer."""
