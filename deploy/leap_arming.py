@@ -23,6 +23,14 @@ from .leap_registers import (
 P_GAIN, I_GAIN, D_GAIN = 600, 0, 200
 SIDE_P = 0.75  # of P_GAIN for the joints that spread the fingers
 FULL_CURRENT = 0.55  # where the contract has no force limit [A]
+OVERSHOOT, NOISE = 1.2, 0.03  # share and [A] by which a motor may exceed its goal current
+# what an earlier session may have left in RAM; 0 is off
+SLOWING = (
+    "feedforward_1st_gain",
+    "feedforward_2nd_gain",
+    "profile_acceleration",
+    "profile_velocity",
+)
 
 
 def goal_currents(force_limit: np.ndarray, current_limit: float | None) -> np.ndarray:
@@ -36,6 +44,14 @@ def goal_currents(force_limit: np.ndarray, current_limit: float | None) -> np.nd
     if current_limit is not None:
         ampere = np.minimum(ampere, current_limit)
     return np.rint(1e3 * ampere).astype(np.int64)
+
+
+def most_currents(currents: np.ndarray) -> np.ndarray:
+    """What healthy motors of goal currents (16,) [mA] never exceed for long, (16,) [A].
+
+    Their current controller overshoots, and what it measures is noisy; how much is an estimate.
+    """
+    return 1e-3 * OVERSHOOT * currents + NOISE
 
 
 def watchdog_ticks(seconds: float) -> int:
@@ -68,6 +84,11 @@ def arming(bus: LeapBus, currents: np.ndarray, watchdog: int) -> Iterator[None]:
     _set(bus, "position_i_gain", I_GAIN)
     yield
     _set(bus, "position_d_gain", D_GAIN)
+    yield
+    for name in SLOWING:
+        _set(bus, name, 0)
+        yield
+    _set(bus, "goal_pwm", bus.read_surely("pwm_limit"))
     yield
     _set(bus, "goal_current", np.minimum(currents, bus.read_surely("current_limit")))
     yield

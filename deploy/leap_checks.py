@@ -16,11 +16,10 @@ from .leap_registers import (
     error_names,
     ticks_of,
 )
+from .safety import LIMIT_MARGIN
 
 if TYPE_CHECKING:
     from .contract import Contract
-
-ASTRAY = 0.6  # a joint so far outside its limits is not where it seems to be [rad]
 
 
 def named(id: int) -> str:
@@ -82,8 +81,8 @@ def require_settings(bus: LeapBus, contract: Contract, offsets: np.ndarray) -> N
         ValueError: the motor, what it is set to and what was expected.
     """
     for id, mode in enumerate(bus.read_surely("drive_mode")):
-        if mode & 1:
-            raise ValueError(f"{named(id)}: drive mode {mode} turns it round; expected 0")
+        if mode:  # turned round, profiles of a given duration, torque on by a goal
+            raise ValueError(f"{named(id)}: drive mode {mode} moves otherwise; expected 0")
     for id, offset in enumerate(bus.read_surely("homing_offset")):
         if offset:
             raise ValueError(f"{named(id)}: homing offset {offset}; expected 0, then calibrate")
@@ -99,10 +98,11 @@ def require_settings(bus: LeapBus, contract: Contract, offsets: np.ndarray) -> N
             f" position limits from {may[0]:.3f} to {may[1]:.3f}: expected wider ones"
         )
     angles = angle_of(bus.read_surely("present_position")) - offsets
-    for id in np.flatnonzero((angles < lower - ASTRAY) | (angles > upper + ASTRAY)).tolist():
+    astray = (angles < lower - LIMIT_MARGIN) | (angles > upper + LIMIT_MARGIN)
+    for id in np.flatnonzero(astray).tolist():
         raise ValueError(
             f"{named(id)} is at {angles[id]:.2f} rad, outside {lower[id]:.2f}...{upper[id]:.2f}:"
-            " switch the hand off and on, or calibrate it"
+            " move it inside, switch the hand off and on, or calibrate it"
         )
 
 

@@ -150,8 +150,8 @@ def _problems(model: int | None, told: dict[str, int | None]) -> list[str]:
         problems.append("hot")
     if values["bus_watchdog"] == WATCHDOG_TRIPPED:
         problems.append("watchdog has tripped")
-    if values["drive_mode"] & 1:
-        problems.append("drive mode reversed")
+    if values["drive_mode"]:
+        problems.append(f"drive mode {values['drive_mode']}")
     if values["homing_offset"]:
         problems.append(f"homing offset {values['homing_offset']}")
     return problems

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_what_start_refuses(emulator: LeapEmulator, contract: Contract) -> None:
     cases: list[tuple[str, int, int, str]] = [
         ("model_number", 1060, 1240, r"if_pip \(motor 2\) is of model 1060; expected XC330-M288"),
         ("hardware_error", 0b100100, 0, r"if_pip \(motor 2\) reports overheating and overload"),
-        ("drive_mode", 1, 0, r"if_pip .*drive mode 1"),
+        ("drive_mode", 1, 0, r"if_pip .*drive mode 1.*; expected 0"),
+        ("drive_mode", 4, 0, r"if_pip .*drive mode 4.*; expected 0"),
         ("homing_offset", -7, 0, r"if_pip .*homing offset -7"),
         ("min_position_limit", 1800, 0, r"if_pip .*-0.506 to 1.885 rad.*-0.380 to"),
         ("max_position_limit", 3000, 4095, r"if_pip .*from -3.142 to 1.460"),
@@ -74,9 +76,16 @@ def test_what_start_refuses(emulator: LeapEmulator, contract: Contract) -> None:
         LeapRobot(emulator.port, contract).start()
     emulator.clear()
     assert isinstance(emulator.hand, MotorHand)
-    emulator.hand.angle[3] += 2 * np.pi  # counted a turn too much
-    with pytest.raises(ValueError, match=r"if_dip \(motor 3\) is at 6\.\d+ rad, outside"):
-        LeapRobot(emulator.port, contract).start()
+    # a turn too much, or further outside than the controller ever takes for a reading
+    upper = contract.upper[contract.joints.index("if_dip")]
+    for angle in (0.16 + 2 * np.pi, upper + 0.16):
+        emulator.hand.angle[3] = angle
+        with pytest.raises(ValueError, match=r"if_dip \(motor 3\) is at \d\.\d+ rad, outside"):
+            LeapRobot(emulator.port, contract).start()
+    emulator.hand.angle[3] = upper + 0.14
+    robot = LeapRobot(emulator.port, contract)
+    robot.start()
+    robot.stop()
 
 
 def test_the_baud_rate_that_answers_is_told(emulator: LeapEmulator, contract: Contract) -> None:
@@ -121,7 +130,7 @@ def test_without_the_sdk(tmp_path: Path, contract: Contract) -> None:
         "except ValueError as error: print(error)"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == "the LEAP hand needs dynamixel-sdk: pip install 'widen[leap]'\n"
+    assert told.stdout == "the LEAP hand needs dynamixel-sdk: pip install dynamixel-sdk\n"
 
 
 def test_a_robot_computer_needs_neither_torch_nor_mujoco() -> None:
@@ -130,6 +139,79 @@ def test_a_robot_computer_needs_neither_torch_nor_mujoco() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"torch", "mujoco", "dynamixel_sdk", "serial"} & set(loaded)
+
+
+def test_the_emulator_needs_no_sdk() -> None:
+    code = (
+        "import sys; sys.modules['dynamixel_sdk'] = sys.modules['serial'] = None\n"
+        "from widen.train.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["leap", "emulate", "--hand", "motors", "--seconds", "0.2"]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_port_is_used_by_one_program(emulator: LeapEmulator, contract: Contract) -> None:
+    robot = LeapRobot(emulator.port, contract)
+    robot.start()
+    try:
+        speed = termios.tcgetattr(emulator._ends[1])[4:6] if emulator._ends else None
+        # neither another bus here nor another program, and the rate stays as it is
+        code = "import sys; from widen.train.cli import main; sys.exit(main(sys.argv[1:]))"
+        check = [sys.executable, "-c", code, "leap", "check", "--baud", "57600", "--port"]
+        message = f"--port {emulator.port}: in use by another program"
+        with pytest.raises(ValueError, match=message):
+            leap_bus.LeapBus(emulator.port, 57600)
+        told = subprocess.run([*check, emulator.port], capture_output=True, text=True)
+        assert told.returncode == 2
+        assert message in told.stderr
+        assert emulator._ends is not None
+        assert termios.tcgetattr(emulator._ends[1])[4:6] == speed
+        arm(robot, emulator)
+    finally:
+        robot.stop()
+    leap_bus.LeapBus(emulator.port).close()
+    with pytest.raises(ValueError, match="baud rate"):
+        leap_bus.LeapBus(emulator.port, 1234)
+    leap_bus.LeapBus(emulator.port).close()
+
+
+def test_an_earlier_session_leaves_nothing_that_slows_the_hand(
+    emulator: LeapEmulator, contract: Contract
+) -> None:
+    left = {
+        "profile_velocity": 20,
+        "profile_acceleration": 5,
+        "goal_pwm": 100,
+        "feedforward_1st_gain": 50,
+        "feedforward_2nd_gain": 60,
+    }
+    for motor in emulator.motors:
+        motor.put("operating_mode", 5)  # changing it would reset some of them
+        for name, value in left.items():
+            motor.put(name, value)
+    emulator.motors[4].put("pwm_limit", 700)
+    robot = LeapRobot(emulator.port, contract)
+    robot.start()
+    try:
+        arm(robot, emulator)
+        for motor in emulator.motors:
+            now = [motor.get(name) for name in left]
+            assert now == [0, 0, 700 if motor.id == 4 else 885, 0, 0]
+    finally:
+        robot.stop()
+
+
+def test_what_a_motor_may_draw(contract: Contract) -> None:
+    robot = LeapRobot("/dev/null", contract)
+    np.testing.assert_allclose(robot.max_currents, 1.2 * 0.55 + 0.03)
+    robot = LeapRobot("/dev/null", contract, current_limit=0.3)
+    np.testing.assert_allclose(robot.max_currents, np.full(16, 0.39))
+    force = np.array(contract.force_limit)
+    force[contract.joints.index("th_ipl")] = 0.135  # 275 mA
+    weak = dataclasses.replace(contract, force_limit=tuple(force.tolist()))
+    most = LeapRobot("/dev/null", weak).max_currents
+    np.testing.assert_allclose(most, [*[0.69] * 15, 0.36])
 
 
 def test_a_slow_usb_port_is_hinted_at(
