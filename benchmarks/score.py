@@ -1,7 +1,8 @@
-"""Time to a score: seconds from starting `widen train quickstart` until it turns a cube.
+"""Time to a score: seconds from starting `widen train cube_rotate` until it turns a cube.
 
     python benchmarks/score.py                      one seed, 120 s
     python benchmarks/score.py --seeds 0 1 2 3 4    a row for each
+    python benchmarks/score.py --config quickstart  with its curriculum
 
 The training runs as users start it, but saves every few iterations, which is all that disturbs it.
 At the end of its time it is killed; only then are its checkpoints judged, each by the goals of the
@@ -142,7 +143,7 @@ def trial(seed: int, args: Arguments) -> Trial:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         overrides = [f"seed={seed}", *_tiny(args)]
-        saved = train(run_dir, args.seconds, "quickstart", overrides)
+        saved = train(run_dir, args.seconds, args.config, overrides)
         if not saved:
             raise ValueError(f"--seconds {args.seconds:g}: no checkpoint was saved in that time")
 
@@ -193,22 +194,25 @@ def measure(args: Arguments) -> Report:
     )
     figures = {
         "trials": [one.__dict__ for one in trials],
+        "config": args.config,
         "seconds": args.seconds,
         "episodes": args.episodes,
     }
-    title = f"Time to a score, widen train quickstart, {args.episodes} episodes of 20 s judged"
-    return Report(figures, Table(title, headings, rows), _summary(trials, args.seconds))
+    title = f"Time to a score, widen train {args.config}, {args.episodes} episodes of 20 s judged"
+    return Report(
+        figures, Table(title, headings, rows), _summary(trials, args.seconds, args.config)
+    )
 
 
-def _summary(trials: Sequence[Trial], seconds: float) -> list[Line]:
+def _summary(trials: Sequence[Trial], seconds: float, config: str) -> list[Line]:
     lines, seeds = [], f"{len(trials)} seed{'s' if len(trials) > 1 else ''}"
     for aim, mark in AIMS.items():
         scores = [one.goals[mark] for one in trials if one.goals.get(mark) is not None]
         if scores:
-            what = f"cube_rotate, goals per episode after {mark:g} s ({seeds}, mean)"
+            what = f"{config}, goals per episode after {mark:g} s ({seeds}, mean)"
             lines.append(Line(what, f"{mean(scores):.1f}", f"at least {aim:g}"))
         times = sorted(one.reached[aim] or float("inf") for one in trials)
-        what = f"cube_rotate, seconds to {aim:g} goals ({seeds}, median)"
+        what = f"{config}, seconds to {aim:g} goals ({seeds}, median)"
         middle = median(times)
         lines.append(Line(what, _seconds(None if middle == float("inf") else middle, seconds)))
     return lines
@@ -225,6 +229,9 @@ def _seconds(seconds: float | None, limit: float) -> str:
 def options() -> argparse.ArgumentParser:
     parser = parser_of("Time to a score.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
+    parser.add_argument(
+        "--config", default="cube_rotate", help="default cube_rotate: no curriculum"
+    )
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="default 120")
     parser.add_argument("--episodes", type=int, default=128, metavar="N", help="default 128")
     return parser
