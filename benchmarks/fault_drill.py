@@ -1,6 +1,6 @@
 """What a controlled LEAP hand does when things around it fail, fault by fault.
 
-    python benchmarks/fault_drill.py                  every fault 20 times, about ten minutes
+    python benchmarks/fault_drill.py                  every fault 20 times, twelve minutes
     python benchmarks/fault_drill.py --only unplug --repeats 3
     python benchmarks/fault_drill.py --docs           also writes the table into docs/safety.md
 
