@@ -204,7 +204,7 @@ def measure(args: Arguments) -> Report:
     )
 
 
-def _summary(trials: Sequence[Trial], seconds: float, config: str) -> list[Line]:
+def _summary(trials: Sequence[Trial], seconds: float, config: str = "cube_rotate") -> list[Line]:
     lines, seeds = [], f"{len(trials)} seed{'s' if len(trials) > 1 else ''}"
     for aim, mark in AIMS.items():
         scores = [one.goals[mark] for one in trials if one.goals.get(mark) is not None]
