@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 BAD_OUTPUTS_FAULT = 5  # in a row
 FORGET_AFTER = 2  # cycles of HOLD after which the policy's memory is worth nothing
 TELL_AFTER = 2.0  # of waiting for readings the user is told for which [s]
-TELL_AFTER = 2.0  # of waiting for readings the user is told for which [s]
-BACK = 0.8  # an object that left the hand is back within this share of its reach
 
 
 def run(
