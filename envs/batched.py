@@ -156,7 +156,7 @@ class BatchedEnv:
             config.num_envs,
             sim,
             model_fields=self.perturbation.model_fields,
-            current_sensors=kind.uses_sensors,
+            sensors=kind.sensors,
             wrench_body=self.scene.object_body,
             variants=self.scene.variants,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,9 @@ SETTINGS = {
     "success_angle": 0.4,  # within which a goal counts [rad]
     "drop_distance": 0.1,  # of the object from its resting place, which ends the episode [m]
 }
+
+
+TOUCH_SHARE = 0.3  # of the time, from which on a finger counts as used
 
 
 class CubeFrame(Frame):
@@ -47,15 +51,22 @@ class CubeFrame(Frame):
 class CubeTask(Task):
     """Rotations to reach, one after another; dropping the object ends the episode.
 
-    Subclasses choose the goals. Tensors of the state: `goal` (N, 4), `distance` (N,) to it [rad].
+    Subclasses choose the goals. Tensors of the state: `goal` (N, 4), `distance` (N,) to it [rad],
+    `since` (N,) control steps since the last goal, `touched` (N, fingers) those of them in which the
+    last link of each finger touched the object.
+
+    Two terms of the reward, "thumb" and "fingers", pay for goals that were reached with the thumb and
+    with two other fingers, in proportion to how long these touched, up to `TOUCH_SHARE` of the time.
+    Touching is worth nothing by itself, or the hand would learn to hold still.
     """
 
     object = "cube"
+    sensors = "late"
     frame = CubeFrame
     free_offset: float = 0.02
     """from the resting place without penalty [m]"""
     settings = SETTINGS
-    state = ("goal", "distance")
+    state = ("goal", "distance", "since", "touched")
 
     def prepare(self) -> None:
         scene, sim = self.scene, self.sim
@@ -66,6 +77,11 @@ class CubeTask(Task):
         self.scale = torch.tensor([0.3] * len(self.dofs) + [5.0] * 3 + [0.5] * 3, device=sim.device)
         self.goal = torch.zeros(sim.num_envs, 4, device=sim.device)
         self.distance = torch.zeros(sim.num_envs, device=sim.device)
+        self.since = torch.zeros(sim.num_envs, device=sim.device)
+        tips = scene.hand.fingertips
+        self.touched = torch.zeros(sim.num_envs, len(tips), device=sim.device)
+        numbers = np.r_[*(scene.sensor(f"{tip}_touch") for tip in tips)]
+        self.touch_sensors = torch.as_tensor(numbers, device=sim.device)
 
     @classmethod
     def layout(cls, scene: Scene) -> tuple[Reading, ...]:
@@ -99,6 +115,7 @@ class CubeTask(Task):
         goal = self.next_goal(quat, None, env_ids)
         # a new tensor, here and in `evaluate`: the old goals were handed out as readings
         self.goal = self.goal.index_copy(0, env_ids, goal)
+        self.since[env_ids], self.touched[env_ids] = 0.0, 0.0
         self.distance[env_ids] = quat_angle(quat, goal)
         return qpos, qvel
 
@@ -108,9 +125,14 @@ class CubeTask(Task):
         offset = torch.linalg.vector_norm(pos - self.nest, dim=-1)
         success = distance < self.set_to["success_angle"]
         failure = offset > self.set_to["drop_distance"]
+        self.since = self.since + 1.0
+        self.touched = self.touched + (self.sim.sensordata[:, self.touch_sensors] > 0.0)
+        thumb, fingers = self.used()
         terms = {
             "rotation": self.distance - distance,
             "goal": success.float(),
+            "thumb": thumb * success,
+            "fingers": fingers * success,
             "offset": (offset - self.free_offset).clamp(min=0.0),
             "action": (action * action).sum(-1),
             **self.more_terms(quat),
@@ -119,14 +141,26 @@ class CubeTask(Task):
         following = self.next_goal(quat, self.goal, None)
         self.goal = torch.where(success[:, None], following, self.goal)
         self.distance = torch.where(success, quat_angle(quat, following), distance)
-        return Outcome(terms, success, failure, self.expired(success))
+        self.since = self.since.masked_fill(success, 0.0)
+        self.touched = self.touched.masked_fill(success[:, None], 0.0)
+        return Outcome(terms, success, failure, self.expired())
+
+    def used(self) -> tuple[Tensor, Tensor]:
+        """How far the thumb (N,), and the two busiest other fingers (N,), were used since the last goal.
+
+        Both 0 to 1; of a hand with fewer other fingers, all of them count.
+        """
+        share = (self.touched / self.since[:, None] / TOUCH_SHARE).clamp(max=1.0)
+        others = share[:, :-1]
+        busiest = others.topk(min(2, others.shape[1]), dim=1).values
+        return share[:, -1], busiest.mean(1) if busiest.shape[1] else torch.zeros_like(share[:, -1])
 
     def more_terms(self, quat: Tensor) -> dict[str, Tensor]:
         """Terms of the subclass's own, each (N,)."""
         return {}
 
-    def expired(self, success: Tensor) -> Tensor | None:
-        """See `Outcome.expired`; success (N,) of this step."""
+    def expired(self) -> Tensor | None:
+        """See `Outcome.expired`."""
         return None
 
     def readings(self, env_ids: Tensor | None = None) -> dict[str, Tensor]:

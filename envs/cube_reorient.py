@@ -29,20 +29,19 @@ class CubeReorient(CubeTask):
     weights = {  # noqa: RUF012 - read only, declared ClassVar in Task
         "rotation": 10.0,  # rad turned toward the goal
         "goal": 5.0,
+        "thumb": 0.0,  # times how far the thumb was used for it
+        "fingers": 0.0,
         "offset": -3.0,  # m beyond free_offset
         "action": -0.002,
         "drop": -5.0,  # more teaches to hold still
     }
     settings = {**SETTINGS, "goal_seconds": 8.0}  # noqa: RUF012
     parameters = ("goal_angle",)
-    state = ("goal", "distance", "since", "goal_angle")
+    state = (*CubeTask.state, "goal_angle")
 
     def prepare(self) -> None:
         super().prepare()
         self.goal_angle = torch.full((self.sim.num_envs,), math.pi, device=self.sim.device)
-        self.since = torch.zeros(
-            self.sim.num_envs, device=self.sim.device
-        )  # steps since the last goal
 
     @classmethod
     def goal_rule(cls, scene: Scene, settings: Mapping[str, float]) -> dict[str, Any]:
@@ -58,10 +57,5 @@ class CubeReorient(CubeTask):
         turn = random_rotation(self.goal_angle[self.rows(which)], self.generator)
         return quat_mul(turn, quat)
 
-    def reset(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
-        self.since[env_ids] = 0.0
-        return super().reset(env_ids)
-
-    def expired(self, success: Tensor) -> Tensor:
-        self.since = torch.where(success, 0.0, self.since + 1.0)
+    def expired(self) -> Tensor:
         return self.since >= round(self.set_to["goal_seconds"] / self.control_dt)

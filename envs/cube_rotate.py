@@ -25,6 +25,8 @@ class CubeRotate(CubeTask):
     weights = {  # noqa: RUF012 - read only, declared ClassVar in Task
         "rotation": 10.0,  # rad turned toward the goal
         "goal": 5.0,
+        "thumb": 0.0,  # times how far the thumb was used for it
+        "fingers": 0.0,
         "offset": -3.0,  # m beyond free_offset
         "action": -0.002,
         "tilt": -0.1,  # 1 - cos of the cube's tilt

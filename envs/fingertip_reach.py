@@ -44,7 +44,7 @@ class FingertipReach(Task):
     episode_seconds = 10.0
     weights = {"progress": 50.0, "distance": -10.0, "goal": 2.0, "action": -0.002}  # noqa: RUF012
     settings = {"success_distance": REACHED}  # noqa: RUF012
-    uses_sensors = True
+    sensors = "current"
     state = ("goal", "distance")
 
     def prepare(self) -> None:

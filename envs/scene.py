@@ -141,6 +141,7 @@ def _compile(
     try:
         if what is not None:
             _add_object(spec, what, hand.nest, contact_dims, movable_centre)
+            _add_touch(spec, hand)
         _add_view(spec, hand)
         return spec.compile()
     except ValueError as error:
@@ -183,6 +184,19 @@ def _add_object(
         conaffinity=OBJECT_CONAFFINITY,
         material="object_faces",
     )
+
+
+def _add_touch(spec: mujoco.MjSpec, hand: Hand) -> None:
+    """A sensor for each fingertip, "<site>_touch": contacts of the tip's body with the object."""
+    for tip in hand.fingertips:
+        link = spec.site(tip).parent
+        if not link.name:
+            link.name = f"{tip}_link"
+        sensor = spec.add_sensor(name=f"{tip}_touch", type=mujoco.mjtSensor.mjSENS_CONTACT)
+        sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_BODY, link.name
+        sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_BODY, "object"
+        # what is reported, in what order, of how many contacts
+        sensor.intprm[:3] = [1 << int(mujoco.mjtConDataField.mjCONDATA_FOUND), 0, 1]
 
 
 def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:

@@ -11,6 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+Sensors = Literal["none", "late", "current"]
+"""What becomes of `BatchSim.sensordata`. none: nan. late: as in MuJoCo, of the state before the last
+simulation step, for next to nothing; after a reset it is undefined until the next step. current: of
+the same instant as qpos, for 15 to 25 % of the speed on the LEAP hand."""
+
 
 class SimConfig(BaseModel):
     """How the physics is stepped."""
@@ -53,7 +58,7 @@ class BatchSim(Protocol):
     qvel: Tensor
     """(N, nv)"""
     sensordata: Tensor
-    """(N, nsensordata), of the same instant as qpos; undefined if made without current sensors"""
+    """(N, nsensordata), of the instant that `Sensors` says"""
     diverged: Tensor
     """(N,) bool: non-finite state, or an error or a bad-state warning in the last step"""
     overflow: Tensor
@@ -118,7 +123,7 @@ def make_sim(
     config: SimConfig,
     *,
     model_fields: tuple[str, ...] = (),
-    current_sensors: bool = True,
+    sensors: Sensors = "current",
     wrench_body: str | None = None,
     variants: Sequence[mujoco.MjModel] = (),
 ) -> BatchSim:
@@ -130,8 +135,7 @@ def make_sim(
         config: backend and threads.
         model_fields: MjModel fields that get one value per simulation ("opt.gravity" for
             options).
-        current_sensors: keep `sensordata` at the same instant as qpos (15 to 25 % of the
-            speed on the LEAP hand); False for a task that reads no sensor.
+        sensors: which of them a task reads.
         wrench_body: body that `step`'s wrench acts upon.
         variants: models of the same structure as `model`, which is the first of them: simulation i
             is one of variants[i % K]. Only on the backend cpu.
@@ -154,7 +158,7 @@ def make_sim(
             nconmax=config.nconmax,
             njmax=config.njmax,
             model_fields=model_fields,
-            current_sensors=current_sensors,
+            sensors=sensors,
             wrench_body=wrench_body,
         )
     from .sim_cpu import CpuSim
@@ -164,7 +168,7 @@ def make_sim(
         num_envs,
         threads=config.threads,
         model_fields=model_fields,
-        current_sensors=current_sensors,
+        sensors=sensors,
         wrench_body=wrench_body,
         variants=variants,
     )

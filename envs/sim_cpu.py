@@ -17,6 +17,7 @@ from mujoco.batch import MODEL_FIELDS, Batch, SimulationError
 from torch import Tensor
 
 from .rows import check_shape, count
+from .sim import Sensors
 
 _CTRL = int(mujoco.mjtState.mjSTATE_CTRL)
 _NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)
@@ -44,7 +45,7 @@ class CpuSim:
         *,
         threads: int = 0,
         model_fields: tuple[str, ...] = (),
-        current_sensors: bool = True,
+        sensors: Sensors = "current",
         wrench_body: str | None = None,
         variants: Sequence[mujoco.MjModel] = (),
     ) -> None:
@@ -74,12 +75,13 @@ class CpuSim:
         # So that no constant depends on which environments were committed.
         self.commit(torch.arange(num_envs))
         self._sensor_stage = _NO_STAGE
-        if current_sensors:
+        if sensors == "none":  # a task that reads them all the same shall notice
+            self.sensordata = torch.full((num_envs, self.model.nsensordata), torch.nan).double()
+        else:
             self.sensordata = _view(self._batch.bind("sensordata"))
+        if sensors == "current":
             self._sensor_stage = int(self.model.sensor_needstage.max(initial=_NO_STAGE))
             self._update_sensors(None)
-        else:  # a task that reads them all the same shall notice
-            self.sensordata = torch.full((num_envs, self.model.nsensordata), torch.nan).double()
 
     def per_env(self, field: str) -> Tensor:
         if field not in self._fields:

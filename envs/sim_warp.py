@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import warp_model
 from .rows import check_shape, count, put
+from .sim import Sensors
 
 wp.set_module_options({"enable_backward": False})
 
@@ -121,7 +122,7 @@ class WarpSim:
         nconmax: int,
         njmax: int,
         model_fields: tuple[str, ...] = (),
-        current_sensors: bool = True,
+        sensors: Sensors = "current",
         wrench_body: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -155,14 +156,15 @@ class WarpSim:
         self.qpos, self.qvel = self._state["qpos"], self._state["qvel"]
         self._wrench = None if wrench_body is None else self._wrench_view(wrench_body)
         self._wrench_set = False
-        self._sensor_stage = self._find_sensor_stage() if current_sensors else _NO_STAGE
-        if self._sensor_stage == _NO_STAGE:  # a task that reads them all the same shall notice
+        self._sensor_stage = self._find_sensor_stage() if sensors == "current" else _NO_STAGE
+        self._late = sensors == "late"
+        if sensors == "none":  # a task that reads them all the same shall notice
             self.sensordata = torch.full(
                 (num_envs, model.nsensordata), torch.nan, device=self.device
             )
         else:
             self.sensordata = wp.to_torch(self._d.sensordata)
-        # those of mj_step are of the state before its last substep: nobody would read them
+        # only late ones are those of a simulation step, and of the last one
         self._m.opt.disableflags |= _SENSOR_FLAG
         self._groups = warp_model.derived_groups(self.model, model_fields)
         self._torch_stream: Any = None
@@ -301,7 +303,10 @@ class WarpSim:
             if self.model.nu:
                 wp.copy(d.ctrl, ctrl[substep])
             wp.launch(_watch, self.num_envs, [m.qpos0, *state, diverged])
+            if self._late and substep == ctrl.shape[0] - 1:
+                m.opt.disableflags &= ~_SENSOR_FLAG
             mjw.step(m, d)
+            m.opt.disableflags |= _SENSOR_FLAG
             room = (d.nefc, d.nacon, d.ncollision, d.overflow)
             wp.launch(_note_room, self.num_envs, [*room, overflow, tally])
         wp.launch(_watch, self.num_envs, [m.qpos0, *state, diverged])

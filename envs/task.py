@@ -15,7 +15,7 @@ from .actions import ActionPipeline
 from .encoder import Frame
 from .layout import Reading
 from .scene import Scene
-from .sim import BatchSim
+from .sim import BatchSim, Sensors
 
 # name -> module:class; tasks are imported when they are asked for
 TASKS = {
@@ -55,8 +55,8 @@ class Task(ABC):
     episode_seconds: ClassVar[float]
     weights: ClassVar[dict[str, float]]
     """default weight of every reward term"""
-    uses_sensors: ClassVar[bool] = False
-    """sensors are made current after every step only for a task that reads them"""
+    sensors: ClassVar[Sensors] = "none"
+    """what `sim.sensordata` holds: as recent as the task needs it"""
     settings: ClassVar[dict[str, float]] = {}
     """what a config may set under env.task, with the defaults; all above 0"""
     parameters: ClassVar[tuple[str, ...]] = ()

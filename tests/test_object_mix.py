@@ -38,7 +38,7 @@ def test_each_environment_is_bit_equal_to_a_loop_over_its_own_object() -> None:
     n, rng = 9, np.random.default_rng(0)
     scene = build_scene(load_hand("leap"), MIX, timestep=1 / 60)
     sim = make_sim(
-        scene.model, n, CPU, wrench_body="object", current_sensors=False, variants=scene.variants
+        scene.model, n, CPU, wrench_body="object", sensors="none", variants=scene.variants
     )
     start = np.tile(scene.model.qpos0, (n, 1))
     start[:, scene.joint_qpos] = scene.hand.home

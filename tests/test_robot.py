@@ -57,7 +57,7 @@ def test_load_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rotation_goals_are_those_of_the_task() -> None:
     """A cube turned by hand past many goals, judged by the task and by the contract's rule."""
     scene = leap_scene()
-    sim = CpuSim(scene.model, 1, threads=1, current_sensors=False)
+    sim = CpuSim(scene.model, 1, threads=1, sensors="none")
     task = CubeRotate(scene, sim, torch.Generator().manual_seed(2))
     goals = make_goals(CubeRotate.goal_rule(scene, CubeRotate.settings))
     only = torch.tensor([0])

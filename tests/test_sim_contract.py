@@ -254,8 +254,29 @@ def test_expanded_float32_ctrl_is_the_same_in_every_substep(backend: str) -> Non
     same(backend, expanded, full)
 
 
-def test_without_current_sensors_they_are_not_to_be_read(backend: str) -> None:
-    sim = sim_of(backend, compile_model(), N, current_sensors=False)
+@pytest.mark.parametrize("sensors", list(SENSORS))
+def test_late_sensors_are_those_of_mj_step(backend: str, sensors: str) -> None:
+    """Of the state before the last simulation step, whatever a call's number of them."""
+    rng, truth = np.random.default_rng(7), PlainLoop(N, sensors)
+    sim = sim_of(backend, compile_model(sensors=sensors), N, sensors="late")
+    qpos, qvel = draw_state(rng, N)
+    for env in range(N):
+        values = draw_values(rng)
+        write_values(sim, env, values)
+        truth.reset(env, values, qpos[env], qvel[env])
+    sim.commit(everyone(sim))
+    sim.reset(everyone(sim), *on(sim, qpos, qvel))
+    for substeps in (3, 1, 4):
+        ctrl = rng.uniform(-1, 1, (N, substeps, NU))
+        sim.step(on(sim, ctrl)[0])
+        truth.step(ctrl, None)
+        expected = np.array([data.sensordata for data in truth.datas])
+        close(backend, "sensordata", sim.sensordata, expected)
+        assert (expected != truth.now()["sensordata"]).any()
+
+
+def test_without_sensors_they_are_not_to_be_read(backend: str) -> None:
+    sim = sim_of(backend, compile_model(), N, sensors="none")
     random_steps(sim, 0)
     assert sim.sensordata.shape == (N, 6)
     assert sim.sensordata.isnan().all()

@@ -62,7 +62,7 @@ def test_want_of_memory_is_divergence(memory: int) -> None:
         body = spec.worldbody.add_body(pos=[1 + 0.001 * i, 1, 0.02])
         body.add_freejoint()
         body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.02, 0.02, 0.02])
-    sim = make_sim(spec.compile(), 2, SimConfig(threads=1, backend="cpu"), current_sensors=False)
+    sim = make_sim(spec.compile(), 2, SimConfig(threads=1, backend="cpu"), sensors="none")
     sim.step(torch.zeros(2, 1, NU))
     assert sim.diverged.all()
     assert sim.qpos.isfinite().all()

@@ -1,0 +1,105 @@
+"""Which fingers touch the object, and what that is worth."""
+
+from __future__ import annotations
+
+import copy
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from widen.envs.batched import BatchedEnv, EnvConfig
+from widen.envs.cube import TOUCH_SHARE
+from widen.envs.sim import SimConfig
+
+N = 6
+
+
+def make(task: str = "cube_rotate", backend: str = "cpu", **about) -> BatchedEnv:
+    sim = SimConfig.model_validate({"threads": 1, "backend": backend})
+    return BatchedEnv(task, config=EnvConfig(num_envs=N, **about), sim=sim, seed=3)
+
+
+def test_touching_is_what_mujoco_finds() -> None:
+    """Contacts of a plain loop, by the bodies of their geoms, over some hundred control steps."""
+    env = make()
+    model, scene = env.scene.model, env.scene
+    links = [int(model.site_bodyid[model.site(tip).id]) for tip in scene.hand.fingertips]
+    cube = model.body("object").id
+    data, spec = mujoco.MjData(model), int(mujoco.mjtState.mjSTATE_INTEGRATION)
+    generator = torch.Generator().manual_seed(0)
+    env.reset()
+    seen = np.zeros(4)
+    for _ in range(120):
+        before = copy.deepcopy(env.sim.state)
+        counts = env.task.touched.clone()
+        result = env.step(torch.rand(N, 16, generator=generator) * 2 - 1)
+        ended = result.terminated | result.truncated
+        for i in range(N):
+            if ended[i] or env.task.since[i] == 0:  # counts begin anew
+                continue
+            mujoco.mj_setState(model, data, before[i], spec)
+            for ctrl in env.sim.last_ctrl[i]:
+                data.ctrl[:] = ctrl
+                mujoco.mj_step(model, data)
+            pairs = model.geom_bodyid[data.contact.geom[: data.ncon]].reshape(-1, 2)
+            truth = [any({link, cube} == set(pair) for pair in pairs.tolist()) for link in links]
+            assert (env.task.touched[i] - counts[i]).tolist() == [float(t) for t in truth]
+            seen += truth
+    assert seen.min() > 3  # or nothing was tested of some finger
+
+
+def test_goals_reached_with_thumb_and_two_fingers_are_worth_more() -> None:
+    env = make(rewards={"thumb": 15.0, "fingers": 10.0})
+    env.reset()
+    task = env.task
+    task.since[:] = 9.0
+    task.touched[:] = torch.tensor(
+        [
+            [0.0, 0, 0, 0],
+            [9, 9, 9, 0],
+            [0, 0, 0, 9],
+            [1.5, 0, 0.75, 0.3],
+            [0, 6, 0, 6],
+            [9, 9, 9, 9],
+        ]
+    )
+    task.goal[:5] = task.object_pose()[1][:5]  # reached; the last one's is a quarter turn away
+    task.sim.sensordata.zero_()
+    outcome = task.evaluate(torch.zeros(N, 16))  # the tenth step, without a touch
+    assert outcome.success.tolist() == [True] * 5 + [False]
+    few = 0.1 / TOUCH_SHARE
+    fingers = [0, 1, 0, (0.15 + 0.075) / 2 / TOUCH_SHARE, 0.5, 0]
+    np.testing.assert_allclose(outcome.terms["thumb"], [0, 0, 1, 0.3 * few, 1, 0], rtol=1e-6)
+    np.testing.assert_allclose(outcome.terms["fingers"], fingers, rtol=1e-6)
+    assert task.since.tolist() == [0] * 5 + [10]
+    assert not task.touched[:5].any()
+    assert task.touched[5].tolist() == [9.0] * 4
+
+
+def test_a_new_episode_begins_untouched() -> None:
+    env = make(episode_seconds=0.5)
+    env.reset()
+    for step in range(1, 31):
+        env.task.touched += 1.0
+        result = env.step(torch.zeros(N, 16))
+        assert result.truncated.all() == (step % 10 == 0)
+        if result.truncated.all():
+            assert not env.task.touched.any()
+            assert not env.task.since.any()
+
+
+@pytest.mark.warp
+def test_both_backends_feel_the_same() -> None:
+    cpu, warp = make(backend="cpu"), make(backend="warp")
+    felt = []
+    for env in (cpu, warp):
+        env.reset()
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(12):
+            env.step(torch.rand(N, 16, generator=generator) * 2 - 1)
+        felt.append((env.task.touched.cpu(), env.task.since.cpu()))
+    # a single step may differ where a finger just touches
+    assert (felt[0][0] - felt[1][0]).abs().max() <= 2
+    assert felt[0][0].sum() > 10
