@@ -22,6 +22,7 @@ class Pose(NamedTuple):
     home: tuple[float, ...]
     tilt: float
     nest: tuple[float, float, float]
+    roll: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Hand:
         home: joint positions [rad] of the pose in which tasks begin.
         tilt: rotation [rad] of the hand base about its y axis, fingers lower. The simulation's
             world frame is the hand base; the tilt turns gravity.
+        roll: rotation [rad] about the fingers' direction before that, the side of -y lower, where the
+            thumb of a right hand is.
         nest: (x, y, z) [m], hand base: where an object's centre rests in the palm at home.
-        poses: other homes, with their tilts and nests, for tasks that need them.
+        poses: other homes, with their tilts, rolls and nests, for tasks that need them.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Hand:
     home: tuple[float, ...]
     tilt: float
     nest: tuple[float, float, float]
+    roll: float = 0.0
     poses: Mapping[str, Pose] = field(default_factory=dict)
 
     def posed(self, name: str | None) -> Hand:

@@ -80,13 +80,14 @@ class Scene:
         return values[np.arange(num_envs) % len(values)] if self.variants else values
 
 
-def gravity_of(tilt: float) -> np.ndarray:
-    """Gravity (3,) [m/s^2] in the base frame of a hand tilted by `tilt` rad about y.
+def gravity_of(tilt: float, roll: float = 0.0) -> np.ndarray:
+    """Gravity (3,) [m/s^2] in the base frame of a hand that is held as `Hand` says of tilt and roll.
 
     The base frame is the world frame of the simulation, so that positions in qpos are readings in
     the hand's own frame; a tilted hand is a turned gravity.
     """
-    return GRAVITY * np.array([np.sin(tilt), 0.0, -np.cos(tilt)])
+    across, down = np.cos(tilt) * np.sin(roll), np.cos(tilt) * np.cos(roll)
+    return GRAVITY * np.array([np.sin(tilt), -across, -down])
 
 
 def build_scene(
@@ -137,7 +138,7 @@ def _compile(
     option.iterations = iterations
     option.ls_iterations = 8
     option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_EULERDAMP)
-    option.gravity = gravity_of(hand.tilt)
+    option.gravity = gravity_of(hand.tilt, hand.roll)
     try:
         if what is not None:
             _add_object(spec, what, hand.nest, contact_dims, movable_centre)
@@ -201,7 +202,7 @@ def _add_touch(spec: mujoco.MjSpec, hand: Hand) -> None:
 
 def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:
     """A camera that sees the hand with gravity pointing down, lights, and a plain backdrop."""
-    up = -gravity_of(hand.tilt) / GRAVITY
+    up = -gravity_of(hand.tilt, hand.roll) / GRAVITY
     look = np.array([hand.nest[0] + 0.014, hand.nest[1] - 0.02, hand.nest[2] + 0.004])
     eye = look + np.array([0.12, -0.21, 0.28])
     back = (eye - look) / np.linalg.norm(eye - look)

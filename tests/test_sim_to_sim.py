@@ -77,11 +77,14 @@ def test_logged_readings_through_torch_give_the_logged_targets(
 @pytest.mark.parametrize("fault", ["overload", "kill"])
 def test_a_fault_of_the_drill(fault: str, tmp_path: Path, benchmark: Any) -> None:
     drill, out = benchmark("fault_drill"), tmp_path / "drill.json"
-    # a busy computer may take longer than allowed, but not end elsewhere
-    assert drill.main(["--only", fault, "--repeats", "1", "--out", str(out)]) in (0, 1)
-    found = json.loads(out.read_text())["figures"]["faults"][fault]
-    assert set(found["states"]) == ({"gone"} if fault == "kill" else {"fault"})
-    assert found["outside"] == 0
+    for _ in range(6):
+        # a busy computer may take longer than allowed, but not end elsewhere
+        assert drill.main(["--only", fault, "--repeats", "1", "--out", str(out)]) in (0, 1)
+        found = json.loads(out.read_text())["figures"]["faults"][fault]
+        assert set(found["states"]) == ({"gone"} if fault == "kill" else {"fault"})
+        assert found["outside"] == 0
+        if found["reasons"] != ["deadline_missed"]:
+            break  # a very busy one stops the hand for that, before the fault of the drill comes
     assert found["passive_ms"] is not None
 
 
