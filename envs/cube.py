@@ -53,7 +53,7 @@ class CubeTask(Task):
 
     Subclasses choose the goals. Tensors of the state: `goal` (N, 4), `distance` (N,) to it [rad],
     `since` (N,) control steps since the last goal, `touched` (N, fingers) those of them in which the
-    last link of each finger touched the object.
+    last link of each finger, or any of the thumb, touched the object.
 
     Two terms of the reward, "thumb" and "fingers", pay for goals that were reached with the thumb and
     with two other fingers, in proportion to how long these touched, up to `TOUCH_SHARE` of the time.

@@ -21,6 +21,7 @@ class CubeRotate(CubeTask):
     """Goals follow one another about the palm's axis; a drop ends the episode."""
 
     summary = "turn a cube about the palm's axis through successive quarter turns"
+    pose = "cradle"
     episode_seconds = 20.0
     weights = {  # noqa: RUF012 - read only, declared ClassVar in Task
         "rotation": 10.0,  # rad turned toward the goal

@@ -188,16 +188,33 @@ def _add_object(
 
 
 def _add_touch(spec: mujoco.MjSpec, hand: Hand) -> None:
-    """A sensor for each fingertip, "<site>_touch": contacts of the tip's body with the object."""
-    for tip in hand.fingertips:
-        link = spec.site(tip).parent
-        if not link.name:
-            link.name = f"{tip}_link"
+    """A sensor for each fingertip, "<site>_touch": contacts with the object.
+
+    Those of a finger's last link, and of any link of the thumb, which holds with its side as well.
+    """
+    chains = [_links(spec, tip) for tip in hand.fingertips]
+    for tip, chain in zip(hand.fingertips, chains, strict=True):
+        link, what = chain[-1], mujoco.mjtObj.mjOBJ_BODY
+        if tip == hand.fingertips[-1] and len(chains) > 1:
+            # from its first link on, the first that no other finger hangs on
+            link = next(link for link in chain if link not in chains[0])
+            what = mujoco.mjtObj.mjOBJ_XBODY
         sensor = spec.add_sensor(name=f"{tip}_touch", type=mujoco.mjtSensor.mjSENS_CONTACT)
-        sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_BODY, link.name
+        sensor.objtype, sensor.objname = what, link
         sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_BODY, "object"
         # what is reported, in what order, of how many contacts
         sensor.intprm[:3] = [1 << int(mujoco.mjtConDataField.mjCONDATA_FOUND), 0, 1]
+
+
+def _links(spec: mujoco.MjSpec, tip: str) -> list[str]:
+    """Bodies from the root to a fingertip; those without a name get one."""
+    body, chain = spec.site(tip).parent, list[str]()
+    while body.name != "world":
+        if not body.name:
+            body.name = f"{tip}_link_{len(chain)}"
+        chain.insert(0, body.name)
+        body = body.parent
+    return chain
 
 
 def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:

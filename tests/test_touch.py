@@ -25,7 +25,9 @@ def test_touching_is_what_mujoco_finds() -> None:
     """Contacts of a plain loop, by the bodies of their geoms, over some hundred control steps."""
     env = make()
     model, scene = env.scene.model, env.scene
-    links = [int(model.site_bodyid[model.site(tip).id]) for tip in scene.hand.fingertips]
+    links = [{int(model.site_bodyid[model.site(tip).id])} for tip in scene.hand.fingertips]
+    links[-1] = {model.body(name).id for name in ("th_mp", "th_bs", "th_px", "th_ds")}
+    assert links[-1] == {i for i in range(model.nbody) if model.body(i).name.startswith("th")}
     cube = model.body("object").id
     data, spec = mujoco.MjData(model), int(mujoco.mjtState.mjSTATE_INTEGRATION)
     generator = torch.Generator().manual_seed(0)
@@ -44,7 +46,7 @@ def test_touching_is_what_mujoco_finds() -> None:
                 data.ctrl[:] = ctrl
                 mujoco.mj_step(model, data)
             pairs = model.geom_bodyid[data.contact.geom[: data.ncon]].reshape(-1, 2)
-            truth = [any({link, cube} == set(pair) for pair in pairs.tolist()) for link in links]
+            truth = [any(cube in pair and link & set(pair) for pair in pairs.tolist()) for link in links]
             assert (env.task.touched[i] - counts[i]).tolist() == [float(t) for t in truth]
             seen += truth
     assert seen.min() > 3  # or nothing was tested of some finger
