@@ -181,6 +181,19 @@ def test_cube_rests_in_the_nest(hand: Hand, yaw: float) -> None:
     assert np.abs(data.qvel[scene.object_dof : scene.object_dof + 3]).max() < 0.02
 
 
+def test_a_held_hand_is_a_turned_gravity() -> None:
+    """By rotation matrices: the base rolled about its x axis, then tilted about the level y axis."""
+    for hand in [load_hand("leap").posed(name) for name in (None, "cradle", "cup")]:
+        (st, ct), (sr, cr) = [(np.sin(x), np.cos(x)) for x in (hand.tilt, hand.roll)]
+        tilted = np.array([[ct, 0, st], [0, 1, 0], [-st, 0, ct]])
+        rolled = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
+        base = tilted @ rolled  # its axes in a level frame
+        scene = build_scene(hand, "cube", timestep=TIMESTEP)
+        np.testing.assert_allclose(scene.model.opt.gravity, base.T @ [0, 0, -9.81], atol=1e-12)
+        assert base[2, 0] < 0.0  # the fingers point down
+    assert base[2, 1] > 0.0  # the side of -y, and with it the thumb, is the lower one
+
+
 def test_contact_pairs(hand: Hand) -> None:
     """Objects touch everything, tips touch tips and the palm, links touch no other link."""
     model = build_scene(hand, "cube", timestep=TIMESTEP).model

@@ -82,7 +82,7 @@ def leap_compiled(
         edited: Any = dataclasses.replace(cube, **object_edits[name])
         monkeypatch.setitem(OBJECTS, "cube", edited)
     elif name in gravity_edits:
-        monkeypatch.setattr(scene_module, "gravity_of", lambda tilt: gravity_edits[name])
+        monkeypatch.setattr(scene_module, "gravity_of", lambda tilt, roll: gravity_edits[name])
     else:
         add_view = scene_module._add_view  # the last thing before a scene is compiled
 

@@ -21,6 +21,8 @@ def test_minibatches_must_divide_a_rollout():
     "wrong",
     [
         {"gamma": 1.1},
+        {"gamma": 1.0, "gamma_final": 0.9},
+        {"gamma_final": 1.0},
         {"minibatches": 0},
         {"clip_range": 1.0},
         {"learning_rate": 0.0},
@@ -33,6 +35,15 @@ def test_minibatches_must_divide_a_rollout():
 def test_wrong_settings_are_refused(wrong: dict[str, float]):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         PPOConfig(**wrong)  # type: ignore
+
+
+def test_the_horizon_grows_evenly():
+    config = PPOConfig(iterations=4, gamma=0.9, gamma_final=0.99)
+    horizons = [10.0, 40.0, 70.0, 100.0, 100.0]  # control steps
+    found = [1.0 / (1.0 - config.gamma_at(i)) for i in range(5)]
+    assert found == pytest.approx(horizons)
+    assert PPOConfig(gamma=0.7).gamma_at(100) == 0.7
+    assert PPOConfig(iterations=1, gamma=0.5, gamma_final=0.9).gamma_at(0) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -62,14 +62,19 @@ class ScriptedEnv:
         )
 
 
+@pytest.mark.parametrize("grown", [False, True], ids=["gamma", "gamma_final"])
 @pytest.mark.parametrize("masked", [False, True], ids=["ids", "masks"])
-def test_advantages_equal_hand_arithmetic_with_a_termination_and_a_truncation(masked: bool):
-    config = PPOConfig(steps=3, minibatches=1, gamma=0.5, gae_lambda=0.5, reward_scale=1.0)
+def test_advantages_equal_hand_arithmetic_with_a_termination_and_a_truncation(
+    masked: bool, grown: bool
+):
+    discount: dict = {"gamma": 0.2, "gamma_final": 0.5} if grown else {"gamma": 0.5}
+    config = PPOConfig(steps=3, minibatches=1, gae_lambda=0.5, reward_scale=1.0, **discount)
     vec_env = HandVecEnv(ScriptedEnv(masked), privileged=True)  # type: ignore
     ppo = WidenPPO(vec_env, config, PolicyConfig(critic_hidden=[]), seed=0, device="cpu")
     with torch.no_grad():
         ppo.policy.value_net.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     _, callback = ppo._setup_learn(6)
+    ppo.iteration = config.iterations - 1
     assert ppo.collect_rollouts(ppo.env, callback, ppo.rollout_buffer, 3)
     # gamma = lambda = 1/2, so A_t = delta_t + A_{t+1} / 4.
     # Environment 0, values 1 2 3 | 4, rewards 1 5 3, terminated by its second step:

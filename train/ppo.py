@@ -190,6 +190,7 @@ class WidenPPO(PPO):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         rollout_buffer.initial_state = self._state
+        self.gamma = rollout_buffer.gamma = self.config.gamma_at(self.iteration)
         callback.on_rollout_start()
         for step in range(n_rollout_steps):
             with self._stopwatch.section("inference"), self._precision():

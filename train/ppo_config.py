@@ -34,6 +34,9 @@ class PPOConfig(BaseModel):
     """KL divergence of one update toward which the rate is steered; none: fixed rate"""
     gamma: float = Field(default=0.98, ge=0.0, le=1.0)
     """discount per control step"""
+    gamma_final: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """discount of the last iteration, the horizon 1 / (1 - gamma) growing evenly up to it; none: gamma
+    throughout. A short horizon learns faster in the beginning, a long one minds a drop more"""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
     """advantage estimation: 0 one step and low variance, 1 whole returns and no bias"""
     clip_range: float = Field(default=0.2, gt=0.0, lt=1.0)
@@ -66,6 +69,20 @@ class PPOConfig(BaseModel):
                 f"learning_rate_max {high:g}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _horizon_ends(self) -> PPOConfig:
+        if self.gamma_final is not None and self.gamma == 1.0:
+            raise ValueError("gamma 1 is an endless horizon, and gamma_final cannot follow it")
+        return self
+
+    def gamma_at(self, iteration: int) -> float:
+        """The discount of an iteration, counted from 0."""
+        if self.gamma_final is None:
+            return self.gamma
+        done = min(iteration / max(1, self.iterations - 1), 1.0)
+        first, last = 1.0 / (1.0 - self.gamma), 1.0 / (1.0 - self.gamma_final)
+        return 1.0 - 1.0 / (first + done * (last - first))
 
 
 def minibatch_size(num_envs: int, config: PPOConfig) -> int:
