@@ -173,7 +173,7 @@ BODIES = (
 DAMPING, DAMPING_SPREAD = _per_motor(
     _joint_damping, ("dof_damping",), (0.3, 3.0),
     "damping of the hand's joints", "[D] .3 to 3",
-    0.6, "[D] logU(.3, 3) has .66")
+    1.0, "[D] logU(.3, 3) has .66; ADR draws from 0 up to the bound")
 ARMATURE, ARMATURE_SPREAD = _per_motor(
     _joint_armature, ("dof_armature",), (0.3, 3.0),
     "rotor inertia of the hand's joints", "[X] found .31 to 1.24",
