@@ -32,6 +32,7 @@ from widen.deploy.source import source_sha256
 from widen.envs.task import task_class
 from widen.train.candidate import Candidate, digest_of
 from widen.train.cli_policy import open_candidate, open_trial
+from widen.train.cli_subject import shipped_policies
 from widen.train.config import RunConfig, dump_config, load_config, shipped_configs
 from widen.train.evaluate import evaluate
 from widen.train.exam import EPISODES, row_key
@@ -218,8 +219,18 @@ def evaluated(file: Path) -> dict[str, Any]:
 def training(
     folder: RunFolder, trained: Trained, last: Mapping[str, Any], machine: str | None
 ) -> dict[str, Any]:
-    """How the policy came to be: command, config, seed, time, machine."""
+    """How the policy came to be: command, config, seed, time, machine.
+
+    Raises:
+        ValueError: it began with a policy that is not shipped, or with another one of that name.
+    """
     noted, config = folder.read_environment(), trained.config
+    if config.init_from is not None:
+        before = shipped_policies().get(config.init_from, {"file": {}})
+        if (noted.get("init_from") or {}).get("sha256") != before["file"].get("sha256", ""):
+            raise ValueError(
+                f"{folder.path}: init_from: {config.init_from}: expected a shipped policy, as it was"
+            )
     cores = noted.get("cpu_count")
     return {
         "command": command_for(config),
@@ -311,6 +322,9 @@ def _section(told: Mapping[str, Any]) -> Iterator[str]:
     yield f"```\n{trained['command']}\n```"
     yield ""
     processes = trained["processes"] or 1
+    if (before := trained["config"].get("init_from")) is not None:
+        yield f"It began with the networks of `{before}`."
+        yield ""
     yield (
         f"Seed {trained['seed']}, {_length(told)} in {processes} process{'es' * (processes > 1)} on"
         f" {trained['machine']} (backend {trained['backend']}), {trained['date']}. `widen eval`:"
@@ -329,7 +343,9 @@ def _section(told: Mapping[str, Any]) -> Iterator[str]:
 
 def _length(told: Mapping[str, Any]) -> str:
     steps, seconds = told["training"]["steps"], told["training"]["seconds"]
-    return f"{format_count(steps)} steps, {format_duration(seconds)}"
+    before = told["training"]["config"].get("init_from")
+    after = "" if before is None else f" after `{before}`"
+    return f"{format_count(steps)} steps, {format_duration(seconds)}{after}"
 
 
 def _goals(row: Mapping[str, Any]) -> str:

@@ -46,7 +46,9 @@ def test_touching_is_what_mujoco_finds() -> None:
                 data.ctrl[:] = ctrl
                 mujoco.mj_step(model, data)
             pairs = model.geom_bodyid[data.contact.geom[: data.ncon]].reshape(-1, 2)
-            truth = [any(cube in pair and link & set(pair) for pair in pairs.tolist()) for link in links]
+            truth = [
+                any(cube in pair and link & set(pair) for pair in pairs.tolist()) for link in links
+            ]
             assert (env.task.touched[i] - counts[i]).tolist() == [float(t) for t in truth]
             seen += truth
     assert seen.min() > 3  # or nothing was tested of some finger

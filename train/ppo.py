@@ -297,10 +297,16 @@ class WidenPPO(PPO):
             self.policy.update_normalizers(
                 {key: x.flatten(0, 1) for key, x in observations.items()}, self.ranks
             )
-            self.learning_rate = adapted(self.learning_rate, kl, self.config)  # type: ignore
+            if not self._critic_only:  # else nothing moved
+                self.learning_rate = adapted(self.learning_rate, kl, self.config)  # type: ignore
             self._setup_lr_schedule()
         if self._log_due:
             self._write_log()
+
+    @property
+    def _critic_only(self) -> bool:
+        """Of the update after rollout `iteration`."""
+        return self.iteration <= self.config.critic_warmup
 
     def _epoch(self, clip_range: float) -> Tensor:
         """One pass over the buffer; returns what `clipped_loss` measured, (minibatches, 6)."""
@@ -309,13 +315,14 @@ class WidenPPO(PPO):
         advantages = self.rollout_buffer.advantages.flatten()[torch.stack(order)]
         if self.normalize_advantage:
             advantages = normalized(advantages, self.ranks)
+        entropy_coef = self.ent_coef
+        if self._critic_only:  # no gradient for the actor
+            advantages, entropy_coef = torch.zeros_like(advantages), 0.0
         measured = []
         for indices, advantage in zip(order, advantages, strict=True):
             batch = self.rollout_buffer._get_samples(indices)._replace(advantages=advantage)
             with self._precision():
-                loss, stats = self._loss(
-                    self.policy, batch, clip_range, self.ent_coef, self.vf_coef
-                )
+                loss, stats = self._loss(self.policy, batch, clip_range, entropy_coef, self.vf_coef)
             optimizer.zero_grad(set_to_none=True)
             with backward_precision(self.config.precision):
                 loss.backward()

@@ -82,6 +82,8 @@ class Runner:
             device=self.env.device,
             ranks=self.ranks,
         )
+        self.began_with: dict[str, Any] | None = None
+        """whose networks these were in the beginning, see `begin_with`"""
         self.seconds, self._saved_steps, self._trained = 0.0, 0, False
 
     @property

@@ -16,6 +16,7 @@ from .checkpoint import (
     reading,
 )
 from .config import RunConfig, dump_config, parse_config
+from .init_from import begin_with
 from .ranks import Ranks
 from .run_folder import RunFolder, default_path, read_log
 from .runner import Runner
@@ -60,12 +61,12 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
     elif not resume and _restarted(run := RunFolder(run_dir)):
         resume = bool(list_checkpoints(run))
     if not resume or run_dir is None:
-        return Runner(config, None, ranks)
+        return _begin(config, None, ranks)
     run = RunFolder.open(run_dir)
     if not list_checkpoints(run) and _before_first_checkpoint(run):
         # with its own seed it begins as it did
         check_same_config(run.read_config(), dump_config(config), run.config)
-        return Runner(config, run, ranks)
+        return _begin(config, run, ranks)
     path = latest_checkpoint(run)
     state = load_checkpoint(path)
     check_same_config(state["config"], dump_config(config), path)
@@ -76,6 +77,13 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
     runner.restore_from(state, path)
     if ranks.first and parts != ranks.world:
         print(_changed(parts, ranks.world), file=sys.stderr)
+    return runner
+
+
+def _begin(config: RunConfig, run: RunFolder | None, ranks: Ranks) -> Runner:
+    runner = Runner(config, run, ranks)
+    if config.init_from is not None:
+        runner.began_with = begin_with(runner.policy, config.init_from)
     return runner
 
 
@@ -104,6 +112,7 @@ def _settle_in(runner: Runner, path: Path) -> None:
             backend=runner.backend,
             processes=runner.ranks.world,
             torchrun=_torchrun(),
+            init_from=runner.began_with,
         )
 
 
