@@ -4,7 +4,8 @@
 
 Contacts are those that MuJoCo finds in the state after every control step of the nominal world. A
 part touches where a contact has no gap; depth is the largest penetration of any part at that moment,
-averaged over the moments in which the object is touched at all.
+averaged over the moments in which the object is touched at all. A last link is the fingertip with what
+it sits on, as other models of these hands count it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,23 @@ def parts_of(scene: Scene) -> dict[int, str]:
     return parts
 
 
+def fingers_of(scene: Scene) -> dict[str, tuple[set[str], set[str]]]:
+    """Parts of each finger, by its fingertip: those of the last link, and all that are its alone."""
+    model, chains = scene.model, dict[str, list[int]]()
+    for tip in scene.hand.fingertips:
+        body, chain = int(model.site_bodyid[model.site(tip).id]), list[int]()
+        while body:
+            chain.append(body)
+            body = int(model.body_parentid[body])
+        chains[tip] = chain
+    fingers = {}
+    for tip, chain in chains.items():
+        shared = {body for other, bodies in chains.items() if other != tip for body in bodies}
+        own = [model.body(body).name for body in chain if body not in shared]
+        fingers[tip] = {tip, own[0]}, {tip, *own}
+    return fingers
+
+
 def touched(
     model: mujoco.MjModel, data: mujoco.MjData, objects: set[int], parts: dict[int, str]
 ) -> tuple[set[str], float]:
@@ -60,6 +78,9 @@ def measure(env: BatchedEnv, step: Step, seconds: float) -> dict[str, Any]:
     parts, objects = parts_of(scene), set(scene.object_geoms.tolist())
     model, data = scene.model, mujoco.MjData(scene.model)
     times: dict[str, int] = dict.fromkeys(scene.hand.fingertips, 0)
+    fingers = fingers_of(scene)
+    whole = dict.fromkeys(fingers, 0)
+    last = dict.fromkeys(fingers, 0)
     depths, moments = [], 0
     obs, fresh = env.reset(), torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     for _ in range(round(seconds / env.control_dt)):
@@ -72,12 +93,17 @@ def measure(env: BatchedEnv, step: Step, seconds: float) -> dict[str, Any]:
             moments += 1
             for name in names:
                 times[name] = times.get(name, 0) + 1
+            for tip, (link, links) in fingers.items():
+                last[tip] += bool(names & link)
+                whole[tip] += bool(names & links)
             if names:
                 depths.append(depth)
     share = {name: round(count / moments, 4) for name, count in times.items()}
     return {
         "touching": dict(sorted(share.items(), key=lambda one: -one[1])),
         "fingertips": {name: share[name] for name in scene.hand.fingertips},
+        "last_links": {tip: round(count / moments, 4) for tip, count in last.items()},
+        "fingers": {tip: round(count / moments, 4) for tip, count in whole.items()},
         "depth_mean_mm": round(1e3 * float(np.mean(depths)), 3) if depths else None,
         "depth_p99_mm": round(1e3 * float(np.quantile(depths, 0.99)), 3) if depths else None,
         "moments": moments,
@@ -102,6 +128,9 @@ def main() -> int:
         return 0
     for name, share in found["touching"].items():
         print(f"{name:12} {100 * share:5.1f} % of the time")
+    for tip in found["fingers"]:
+        last, whole = (100 * found[of][tip] for of in ("last_links", "fingers"))
+        print(f"finger of {tip}: {whole:.1f} %, its last link {last:.1f} %")
     print(f"penetration {found['depth_mean_mm']} mm on average, p99 {found['depth_p99_mm']} mm")
     return 0
 

@@ -69,3 +69,11 @@ def test_a_cube_at_rest_lies_on_the_palm(gait: Any) -> None:
     assert found["touching"]["palm"] > 0.9
     assert found["fingertips"]["th_tip"] == 0.0
     assert 0.0 < found["depth_mean_mm"] < 1.0
+    for tip, whole in found["fingers"].items():
+        assert found["fingertips"][tip] <= found["last_links"][tip] <= whole
+
+
+def test_a_thumb_is_its_four_links_and_its_tip(gait: Any) -> None:
+    last, whole = gait.fingers_of(rest().scene)["th_tip"]
+    assert last == {"th_tip", "th_ds"}
+    assert whole == {"th_tip", "th_ds", "th_px", "th_bs", "th_mp"}

@@ -20,8 +20,10 @@ from command_line import SMALL, answer_of, widen
 from widen.deploy.contract import TOLERANCE
 from widen.deploy.runtime import OnnxPolicy
 from widen.train.cli_subject import policies_folder
-from widen.train.config import parse_config
+from widen.train.config import load_config, parse_config, shipped_configs
+from widen.train.run_folder import RunFolder
 from widen.train.statistics import Z95, wilson
+from widen.train.trained import Trained
 
 FOLDER = policies_folder()
 NAMES = sorted(path.stem for path in FOLDER.glob("*.onnx"))
@@ -346,6 +348,29 @@ def test_ship(script: SimpleNamespace, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="iteration 1 of 2: expected a finished run"):
         ship()
     assert said == json.loads((policies / "mine.json").read_text())  # what was there stays
+
+
+def test_only_shipped_policies_are_begun_with(script: SimpleNamespace, tmp_path: Path) -> None:
+    """Or nobody could train the same again."""
+    small = ("env.num_envs=16", "ppo.steps=4", "ppo.iterations=1", "evaluation.episodes=4")
+    run = tmp_path / "run"
+    answer_of("train", ONE, f"init_from={ONE}", *small, "--run-dir", run)
+    folder = RunFolder.open(run)
+
+    def training() -> dict[str, Any]:
+        return script.training(folder, Trained.restore(folder), {"seconds": 1.0}, None)
+
+    assert f"init_from={ONE}" in training()["command"].split()
+    noted = json.loads(folder.environment.read_text())
+    noted["init_from"]["sha256"] = "another"
+    folder.environment.write_text(json.dumps(noted))
+    with pytest.raises(ValueError, match=f"{ONE}: expected a shipped policy, as it was"):
+        training()
+
+
+def test_configs_begin_with_shipped_policies() -> None:
+    begun = {load_config(name).init_from for name in shipped_configs()} - {None}
+    assert begun <= set(NAMES)
 
 
 def test_the_script_refuses_in_a_line(tmp_path: Path) -> None:
