@@ -219,18 +219,8 @@ def evaluated(file: Path) -> dict[str, Any]:
 def training(
     folder: RunFolder, trained: Trained, last: Mapping[str, Any], machine: str | None
 ) -> dict[str, Any]:
-    """How the policy came to be: command, config, seed, time, machine.
-
-    Raises:
-        ValueError: it began with a policy that is not shipped, or with another one of that name.
-    """
+    """How the policy came to be: command, config, seed, time, machine."""
     noted, config = folder.read_environment(), trained.config
-    if config.init_from is not None:
-        before = shipped_policies().get(config.init_from, {"file": {}})
-        if (noted.get("init_from") or {}).get("sha256") != before["file"].get("sha256", ""):
-            raise ValueError(
-                f"{folder.path}: init_from: {config.init_from}: expected a shipped policy, as it was"
-            )
     cores = noted.get("cpu_count")
     return {
         "command": command_for(config),
@@ -243,7 +233,32 @@ def training(
         "processes": noted.get("processes"),
         "date": str(noted.get("started"))[:10],
         "versions": noted.get("versions"),
+        **began_with(config, noted),
     }
+
+
+def began_with(config: RunConfig, noted: Mapping[str, Any]) -> dict[str, Any]:
+    """How the policy came to be whose networks the run began with, under "init_from".
+
+    Raises:
+        ValueError: it is neither a shipped one nor a run that is there, or has changed since.
+    """
+    name, was = config.init_from, noted.get("init_from") or {}
+    if name is None:
+        return {}
+    if Path(name).is_absolute():
+        raise ValueError(f"init_from: {name}: expected a path from the folder of the run")
+    if (before := shipped_policies().get(name)) is not None:
+        if was.get("sha256") != before["file"]["sha256"]:
+            raise ValueError(f"init_from: {name}: the shipped policy was another one then")
+        return {"init_from": {"name": name, "shipped": True, **before["training"]}}
+    folder = RunFolder.open(Path(name))
+    trained = Trained.restore(folder)
+    last = finished(folder, trained)
+    if was.get("steps") != trained.steps:
+        raise ValueError(f"init_from: {name}: its last checkpoint was another one then")
+    begun = training(folder, trained, last, None)
+    return {"init_from": {"name": name, "shipped": False, **begun}}
 
 
 def command_for(config: RunConfig) -> str:
@@ -319,12 +334,14 @@ def _section(told: Mapping[str, Any]) -> Iterator[str]:
     trained, counted = told["training"], told["evaluation"]
     yield f"### `{told['name']}`"
     yield ""
-    yield f"```\n{trained['command']}\n```"
+    commands = [trained["command"]]
+    piece = trained
+    while (before := piece.get("init_from")) is not None and not before["shipped"]:
+        commands.insert(0, f"{before['command']} --run-dir {before['name']}")
+        piece = before
+    yield "\n".join(("```", *commands, "```"))
     yield ""
     processes = trained["processes"] or 1
-    if (before := trained["config"].get("init_from")) is not None:
-        yield f"It began with the networks of `{before}`."
-        yield ""
     yield (
         f"Seed {trained['seed']}, {_length(told)} in {processes} process{'es' * (processes > 1)} on"
         f" {trained['machine']} (backend {trained['backend']}), {trained['date']}. `widen eval`:"
@@ -341,11 +358,18 @@ def _section(told: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {row['name']} | {length} | {row['episodes']} | {goals} | {dropped} |"
 
 
+def _pieces(trained: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The runs that led to a policy, the first one first."""
+    if (before := trained.get("init_from")) is not None:
+        yield from _pieces(before)
+    yield trained
+
+
 def _length(told: Mapping[str, Any]) -> str:
-    steps, seconds = told["training"]["steps"], told["training"]["seconds"]
-    before = told["training"]["config"].get("init_from")
-    after = "" if before is None else f" after `{before}`"
-    return f"{format_count(steps)} steps, {format_duration(seconds)}{after}"
+    """Of all runs that led to the policy."""
+    pieces = list(_pieces(told["training"]))
+    steps, seconds = (sum(piece[key] for piece in pieces) for key in ("steps", "seconds"))
+    return f"{format_count(steps)} steps, {format_duration(seconds)}"
 
 
 def _goals(row: Mapping[str, Any]) -> str:

@@ -350,22 +350,50 @@ def test_ship(script: SimpleNamespace, trained: Path, tmp_path: Path) -> None:
     assert said == json.loads((policies / "mine.json").read_text())  # what was there stays
 
 
-def test_only_shipped_policies_are_begun_with(script: SimpleNamespace, tmp_path: Path) -> None:
-    """Or nobody could train the same again."""
+def test_what_a_policy_began_with_is_told(
+    script: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     small = ("env.num_envs=16", "ppo.steps=4", "ppo.iterations=1", "evaluation.episodes=4")
-    run = tmp_path / "run"
-    answer_of("train", ONE, f"init_from={ONE}", *small, "--run-dir", run)
-    folder = RunFolder.open(run)
+    for before, run in ((ONE, "first"), ("first", "second")):
+        answer_of("train", ONE, f"init_from={before}", *small, "--run-dir", run)
 
-    def training() -> dict[str, Any]:
-        return script.training(folder, Trained.restore(folder), {"seconds": 1.0}, None)
+    def training(of: str) -> dict[str, Any]:
+        folder = RunFolder.open(Path(of))
+        return script.training(folder, Trained.restore(folder), {"seconds": 7.0}, None)
 
-    assert f"init_from={ONE}" in training()["command"].split()
+    said = training("second")
+    first = said["init_from"]
+    assert (first["name"], first["shipped"], first["steps"]) == ("first", False, 64)
+    shipped = first["init_from"]
+    assert (shipped["name"], shipped["shipped"]) == (ONE, True)
+    assert shipped["command"] == told(ONE)["training"]["command"]
+    steps, seconds = told(ONE)["training"]["steps"] + 128, told(ONE)["training"]["seconds"] + 7.0
+    length = script._length({"training": said})
+    assert length == script._length(
+        {"training": {"steps": steps, "seconds": seconds + first["seconds"]}}
+    )
+    page = "\n".join(script._section({**told(ONE), "training": said}))
+    block = page.split("```")[1].strip().splitlines()
+    assert [line.split()[:3] for line in block] == [["widen", "train", ONE]] * 2
+    assert f"init_from={ONE}" in block[0].split()
+    assert block[0].endswith("--run-dir first")
+    assert "init_from=first" in block[1].split()
+
+    folder = RunFolder.open(Path("first"))
     noted = json.loads(folder.environment.read_text())
     noted["init_from"]["sha256"] = "another"
     folder.environment.write_text(json.dumps(noted))
-    with pytest.raises(ValueError, match=f"{ONE}: expected a shipped policy, as it was"):
-        training()
+    with pytest.raises(ValueError, match=f"{ONE}: the shipped policy was another one then"):
+        training("first")
+    answer_of("train", ONE, *small, "--run-dir", "third")
+    noted["init_from"] = {"name": "third", "steps": 1}
+    folder.environment.write_text(json.dumps(noted))
+    text = folder.config.read_text().replace(f"init_from: {ONE}", "init_from: third")
+    folder.config.write_text(text)
+    config = parse_config(yaml.safe_load(text), "first")
+    with pytest.raises(ValueError, match="third: its last checkpoint was another one then"):
+        script.began_with(config, noted)
 
 
 def test_configs_begin_with_shipped_policies() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import types
 import typing
 from collections.abc import Sequence
@@ -69,8 +68,9 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     """of everything random"""
     init_from: str | None = None
-    """a run folder, .onnx file or shipped policy whose networks and normaliser the run begins with,
-    of the same task, hand, env.history and policy; null: new ones. See also ppo.critic_warmup"""
+    """a run folder, .onnx file (from the present folder) or shipped policy whose networks and normaliser
+    the run begins with, of the same task, hand, env.history and policy; null: new ones. Ranges begin
+    anew. See also ppo.critic_warmup"""
     env: EnvConfig = EnvConfig()
     sim: SimConfig = SimConfig()
     randomization: RandomizationConfig = RandomizationConfig()
@@ -136,7 +136,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     data = _read(name, None, ())
     for text in overrides:
         _override(data, text)
-    _anchor_paths(data, Path.cwd())
+    _anchor_hand(data, Path.cwd())
     return parse_config(data, name)
 
 
@@ -223,7 +223,7 @@ def _read(name: str, folder: Path | None, chain: tuple[str, ...]) -> dict[str, A
         raise ValueError(f"{where}: empty; expected keys and values")
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ValueError(f"{where}: expected keys and values, got {type(data).__name__}")
-    _anchor_paths(data, Path(where).parent)
+    _anchor_hand(data, Path(where).parent)
     base = data.pop("base", None)
     if base is None:
         return data
@@ -232,14 +232,11 @@ def _read(name: str, folder: Path | None, chain: tuple[str, ...]) -> dict[str, A
     return _merge(_read(base, Path(where).parent, (*chain, here)), data)
 
 
-def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
-    """Make paths absolute, of a hand's file and of a policy: the run outlives this directory."""
+def _anchor_hand(data: dict[str, Any], folder: Path) -> None:
+    """Make the path of a hand's file absolute: the run and its policy outlive this directory."""
     hand = data.get("hand")
     if isinstance(hand, str) and hand.endswith(".xml") and not hand.startswith("menagerie:"):
         data["hand"] = str((folder / hand).resolve())
-    start = data.get("init_from")
-    if isinstance(start, str) and start and (os.sep in start or (folder / start).exists()):
-        data["init_from"] = str((folder / start).resolve())
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
