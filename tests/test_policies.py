@@ -20,7 +20,7 @@ from command_line import SMALL, answer_of, widen
 from widen.deploy.contract import TOLERANCE
 from widen.deploy.runtime import OnnxPolicy
 from widen.train.cli_subject import policies_folder
-from widen.train.config import load_config, parse_config, shipped_configs
+from widen.train.config import parse_config
 from widen.train.run_folder import RunFolder
 from widen.train.statistics import Z95, wilson
 from widen.train.trained import Trained
@@ -394,11 +394,6 @@ def test_what_a_policy_began_with_is_told(
     config = parse_config(yaml.safe_load(text), "first")
     with pytest.raises(ValueError, match="third: its last checkpoint was another one then"):
         script.began_with(config, noted)
-
-
-def test_configs_begin_with_shipped_policies() -> None:
-    begun = {load_config(name).init_from for name in shipped_configs()} - {None}
-    assert begun <= set(NAMES)
 
 
 def test_the_script_refuses_in_a_line(tmp_path: Path) -> None:
