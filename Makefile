@@ -11,8 +11,10 @@ train: $(READY)
 	$(BIN)/widen train quickstart
 
 # A worker for each core, which then has one thread; a file's tests share a worker and its fixtures.
+# Then, with the cores to themselves, those that a busy computer would rightly stop.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not realtime" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and realtime"
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n auto

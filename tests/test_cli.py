@@ -226,6 +226,7 @@ def test_export(run: Path, folder: Path) -> None:
     assert widen("export", run).code == 0
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("extra", [(), ("--dry-run",)])
 def test_run_on_the_simulated_robot(policy: Path, extra: tuple[str, ...]) -> None:
     result = answer_of("run", policy, "--robot", "sim", "--seconds", "1", *extra)
@@ -235,6 +236,7 @@ def test_run_on_the_simulated_robot(policy: Path, extra: tuple[str, ...]) -> Non
     assert result["seconds"] == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.realtime
 def test_run_on_ones_own_robot(policy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its words go to stderr, so that stdout is one JSON object."""
     (folder / "chatty_hand.py").write_text(

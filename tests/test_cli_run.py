@@ -48,6 +48,7 @@ def test_mistakes_are_one_line(
     assert notes.read_text() == "mine"
 
 
+@pytest.mark.realtime
 def test_a_fault_has_exit_code_1_and_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,12 +74,19 @@ def test_a_fault_has_exit_code_1_and_a_report(
     assert report["seconds"] < 2.0
 
 
+@pytest.mark.realtime
 def test_a_run_is_logged_and_can_be_played_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "run.log"
-    assert main([*SIM, "--seconds", "2", "--log", str(file)]) == 0
-    report = json.loads(capsys.readouterr().out)
+    for attempt in range(6):
+        file = tmp_path / f"run{attempt}.log"
+        code = main([*SIM, "--seconds", "2", "--log", str(file)])
+        report = json.loads(capsys.readouterr().out)
+        if code == 0:
+            break
+        # a very busy computer stops the hand, as it should
+        assert (code, report["reason"]) == (1, "deadline_missed")
+    assert code == 0
     assert report["log"] == {"path": str(file), "cycles": report["cycles"], "lost": 0}
     log = read_log(file)
     assert len(log.times) == report["cycles"]
@@ -87,6 +95,7 @@ def test_a_run_is_logged_and_can_be_played_again(
     assert "fingertip_reach" in capsys.readouterr().out
 
 
+@pytest.mark.realtime
 def test_without_poses_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))

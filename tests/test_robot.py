@@ -187,6 +187,7 @@ class Still(nn.Module):
         return 0.0 * actor_obs[:, :16], state
 
 
+@pytest.mark.realtime
 def test_a_real_policy_in_real_time(tmp_path: Path) -> None:
     scene, kind = leap_scene(), task_class("cube_rotate")
     encoder = ObservationEncoder(kind.frame(scene), 3)

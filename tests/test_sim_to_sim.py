@@ -74,6 +74,7 @@ def test_logged_readings_through_torch_give_the_logged_targets(
     assert script.trace_error(torch_side, log, 200) > 1e-5
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("fault", ["overload", "kill"])
 def test_a_fault_of_the_drill(fault: str, tmp_path: Path, benchmark: Any) -> None:
     drill, out = benchmark("fault_drill"), tmp_path / "drill.json"

@@ -35,7 +35,7 @@ class CubeRotateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     metadata = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self) -> None:
-        hand = load_hand("leap")
+        hand = load_hand("leap").posed(CubeRotate.pose)
         self._scene = build_scene(hand, "cube", timestep=1.0 / (CONTROL_HZ * SUBSTEPS))
         self._data = mujoco.MjData(self._scene.model)
         self._home = np.array(hand.home)

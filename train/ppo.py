@@ -306,7 +306,7 @@ class WidenPPO(PPO):
     @property
     def _critic_only(self) -> bool:
         """Of the update after rollout `iteration`."""
-        return self.iteration <= self.config.critic_warmup
+        return 0 < self.iteration <= self.config.critic_warmup
 
     def _epoch(self, clip_range: float) -> Tensor:
         """One pass over the buffer; returns what `clipped_loss` measured, (minibatches, 6)."""
