@@ -49,7 +49,8 @@ class PPOConfig(BaseModel):
     """norm to which the gradient of all parameters together is cut"""
     critic_warmup: int = Field(default=0, ge=0)
     """iterations in the beginning in which only the critic learns; for a run with `init_from` whose
-    critic is new, and would spoil the policy it knows nothing of"""
+    critic is new, and would spoil the policy it knows nothing of. A good policy wants a
+    learning_rate of some 1e-4 as well"""
     reward_scale: float = Field(default=0.1, gt=0.0)
     """factor on the reward that PPO sees; logged returns are without it"""
     normalize_advantage: bool = True
