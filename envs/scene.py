@@ -195,10 +195,10 @@ def _add_touch(spec: mujoco.MjSpec, hand: Hand) -> None:
     chains = [_links(spec, tip) for tip in hand.fingertips]
     for tip, chain in zip(hand.fingertips, chains, strict=True):
         link, what = chain[-1], mujoco.mjtObj.mjOBJ_BODY
-        if tip == hand.fingertips[-1] and len(chains) > 1:
-            # from its first link on, the first that no other finger hangs on
-            link = next(link for link in chain if link not in chains[0])
-            what = mujoco.mjtObj.mjOBJ_XBODY
+        # a thumb's links are those that no other finger hangs on
+        own = [link for link in chain if not any(link in other for other in chains[:-1])]
+        if tip == hand.fingertips[-1] and len(chains) > 1 and own:
+            link, what = own[0], mujoco.mjtObj.mjOBJ_XBODY
         sensor = spec.add_sensor(name=f"{tip}_touch", type=mujoco.mjtSensor.mjSENS_CONTACT)
         sensor.objtype, sensor.objname = what, link
         sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_BODY, "object"
@@ -214,7 +214,7 @@ def _links(spec: mujoco.MjSpec, tip: str) -> list[str]:
             body.name = f"{tip}_link_{len(chain)}"
         chain.insert(0, body.name)
         body = body.parent
-    return chain
+    return chain or ["world"]
 
 
 def _add_view(spec: mujoco.MjSpec, hand: Hand) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import mujoco
 import numpy as np
 import pytest
 import torch
 
+from widen.envs import scene as scene_module
 from widen.envs.batched import BatchedEnv, EnvConfig
 from widen.envs.cube import TOUCH_SHARE
+from widen.envs.hand import load_hand
 from widen.envs.sim import SimConfig
 
 N = 6
@@ -52,6 +55,30 @@ def test_touching_is_what_mujoco_finds() -> None:
             assert (env.task.touched[i] - counts[i]).tolist() == [float(t) for t in truth]
             seen += truth
     assert seen.min() > 3  # or nothing was tested of some finger
+
+
+@pytest.mark.parametrize(
+    ("bodies", "watched"),
+    [
+        ("<body>SITE</body><body name='base'><body>THUMB</body></body>", (2, "base")),
+        ("<body>SITE<body name='two'>THUMB</body></body>", (2, "two")),
+        ("<body name='one'>SITE THUMB</body>", (1, "one")),  # nothing is the thumb's own
+        ("SITE<body name='base'>THUMB</body>", (2, "base")),
+    ],
+)
+def test_what_a_thumb_is_of_any_hand(bodies: str, watched: tuple[int, str]) -> None:
+    sites = {"SITE": "<site name='a_tip'/>", "THUMB": "<site name='th_tip'/>"}
+    for word, site in sites.items():
+        bodies = bodies.replace(word, site)
+    bodies = bodies.replace("</body>", "<geom size='.01' mass='.1'/></body>")
+    spec = mujoco.MjSpec.from_string(f"<mujoco><worldbody>{bodies}</worldbody></mujoco>")
+    spec.worldbody.add_body(name="object").add_geom(size=[0.01, 0, 0], mass=0.1)
+    hand = dataclasses.replace(load_hand("leap"), fingertips=("a_tip", "th_tip"))
+    scene_module._add_touch(spec, hand)
+    model = spec.compile()
+    sensor = model.sensor("th_tip_touch").id
+    found = int(model.sensor_objtype[sensor]), model.body(int(model.sensor_objid[sensor])).name
+    assert found == watched
 
 
 def test_goals_reached_with_thumb_and_two_fingers_are_worth_more() -> None:

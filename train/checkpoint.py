@@ -17,7 +17,8 @@ from .files import write_whole
 from .run_folder import RunFolder
 
 SCHEMA = "widen.checkpoint/3"
-# What may differ between a run and its continuation: it changes neither physics nor learning.
+# What may differ between a run and its continuation: it changes neither physics nor learning
+# (but for ppo.iterations where a gamma_final is to be reached by the last of them).
 # Of sim.backend only what it means on a machine counts, which `check_same_backend` compares.
 FREE_KEYS = {
     *("checkpoint", "evaluation", "ppo.iterations"),

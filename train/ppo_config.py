@@ -36,7 +36,8 @@ class PPOConfig(BaseModel):
     """discount per control step"""
     gamma_final: float | None = Field(default=None, ge=0.0, lt=1.0)
     """discount of the last iteration, the horizon 1 / (1 - gamma) growing evenly up to it; none: gamma
-    throughout. A short horizon learns faster in the beginning, a long one minds a drop more"""
+    throughout. A short horizon learns faster in the beginning, a long one minds a drop more. A
+    continuation with other iterations moves what is left of it"""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
     """advantage estimation: 0 one step and low variance, 1 whole returns and no bias"""
     clip_range: float = Field(default=0.2, gt=0.0, lt=1.0)
