@@ -82,6 +82,7 @@ class CubeTask(Task):
         self.touched = torch.zeros(sim.num_envs, len(tips), device=sim.device)
         numbers = np.r_[*(scene.sensor(f"{tip}_touch") for tip in tips)]
         self.touch_sensors = torch.as_tensor(numbers, device=sim.device)
+        self.depth_sensor = scene.sensor("object_depth").start
 
     @classmethod
     def layout(cls, scene: Scene) -> tuple[Reading, ...]:
@@ -134,6 +135,7 @@ class CubeTask(Task):
             "thumb": thumb * success,
             "fingers": fingers * success,
             "offset": (offset - self.free_offset).clamp(min=0.0),
+            "depth": self.depth(),
             "action": (action * action).sum(-1),
             **self.more_terms(quat),
             "drop": failure.float(),
@@ -144,6 +146,13 @@ class CubeTask(Task):
         self.since = self.since.masked_fill(success, 0.0)
         self.touched = self.touched.masked_fill(success[:, None], 0.0)
         return Outcome(terms, success, failure, self.expired())
+
+    def depth(self) -> Tensor:
+        """How far the deepest contact has pressed hand and object into each other, (N,) [m].
+
+        A contact gives way in simulation, the more the harder it is pressed; a real one does not.
+        """
+        return -self.sim.sensordata[:, self.depth_sensor].float().clamp(max=0.0)
 
     def used(self) -> tuple[Tensor, Tensor]:
         """How far the thumb (N,), and the two busiest other fingers (N,), were used since the last goal.

@@ -32,6 +32,7 @@ class CubeReorient(CubeTask):
         "thumb": 0.0,  # times how far the thumb was used for it
         "fingers": 0.0,
         "offset": -3.0,  # m beyond free_offset
+        "depth": 0.0,  # m that hand and object are pressed into each other
         "action": -0.002,
         "drop": -5.0,  # more teaches to hold still
     }

@@ -29,6 +29,7 @@ class CubeRotate(CubeTask):
         "thumb": 0.0,  # times how far the thumb was used for it
         "fingers": 0.0,
         "offset": -3.0,  # m beyond free_offset
+        "depth": 0.0,  # m that hand and object are pressed into each other
         "action": -0.002,
         "tilt": -0.1,  # 1 - cos of the cube's tilt
         "drop": -20.0,

@@ -17,6 +17,7 @@ GRAVITY = 9.81
 # Bits: 1 hand links, 2 fingertips, 4 object; see the head of assets/leap_right.xml.
 OBJECT_CONTYPE = 4
 OBJECT_CONAFFINITY = 7
+_NEAREST = 1  # of the ways in which a contact sensor chooses among contacts: by their distance
 
 FACE_COLOURS = (
     (226, 74, 51),
@@ -143,6 +144,7 @@ def _compile(
         if what is not None:
             _add_object(spec, what, hand.nest, contact_dims, movable_centre)
             _add_touch(spec, hand)
+            _add_depth(spec)
         _add_view(spec, hand)
         return spec.compile()
     except ValueError as error:
@@ -204,6 +206,16 @@ def _add_touch(spec: mujoco.MjSpec, hand: Hand) -> None:
         sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_BODY, "object"
         # what is reported, in what order, of how many contacts
         sensor.intprm[:3] = [1 << int(mujoco.mjtConDataField.mjCONDATA_FOUND), 0, 1]
+
+
+def _add_depth(spec: mujoco.MjSpec) -> None:
+    """A sensor "object_depth": [m] from the surface to the deepest point of contact, below zero.
+
+    As MuJoCo has it: the smallest distance among the object's contacts, and 0 without any.
+    """
+    sensor = spec.add_sensor(name="object_depth", type=mujoco.mjtSensor.mjSENS_CONTACT)
+    sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_BODY, "object"
+    sensor.intprm[:3] = [1 << int(mujoco.mjtConDataField.mjCONDATA_DIST), _NEAREST, 1]
 
 
 def _links(spec: mujoco.MjSpec, tip: str) -> list[str]:

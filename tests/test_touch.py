@@ -1,4 +1,4 @@
-"""Which fingers touch the object, and what that is worth."""
+"""Which fingers touch the object, how deep, and what that is worth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_touching_is_what_mujoco_finds() -> None:
     data, spec = mujoco.MjData(model), int(mujoco.mjtState.mjSTATE_INTEGRATION)
     generator = torch.Generator().manual_seed(0)
     env.reset()
-    seen = np.zeros(4)
+    seen, deepest = np.zeros(4), 0.0
     for _ in range(120):
         before = copy.deepcopy(env.sim.state)
         counts = env.task.touched.clone()
@@ -54,7 +54,12 @@ def test_touching_is_what_mujoco_finds() -> None:
             ]
             assert (env.task.touched[i] - counts[i]).tolist() == [float(t) for t in truth]
             seen += truth
+            gaps = data.contact.dist[: data.ncon][(pairs == cube).any(1)]
+            depth = -gaps.min(initial=0.0)
+            assert env.task.depth()[i] == pytest.approx(depth, rel=1e-6)
+            deepest = max(deepest, depth)
     assert seen.min() > 3  # or nothing was tested of some finger
+    assert 1e-3 < deepest < 2e-2
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,19 @@ def test_a_new_episode_begins_untouched() -> None:
             assert not env.task.since.any()
 
 
+def test_pressing_costs_what_its_weight_says() -> None:
+    env = make(rewards={"depth": -100.0})
+    env.reset()
+    pressed = False
+    for _ in range(20):
+        terms = env.step(torch.zeros(N, 16)).terms
+        assert float(terms["depth"]) == pytest.approx(
+            -100.0 * float(env.task.depth().mean()), rel=1e-5
+        )
+        pressed |= bool(terms["depth"] < -0.01)
+    assert pressed
+
+
 @pytest.mark.warp
 def test_both_backends_feel_the_same() -> None:
     cpu, warp = make(backend="cpu"), make(backend="warp")
@@ -130,7 +148,9 @@ def test_both_backends_feel_the_same() -> None:
         generator = torch.Generator().manual_seed(5)
         for _ in range(12):
             env.step(torch.rand(N, 16, generator=generator) * 2 - 1)
-        felt.append((env.task.touched.cpu(), env.task.since.cpu()))
+        felt.append((env.task.touched.cpu(), env.task.depth().cpu()))
     # a single step may differ where a finger just touches
     assert (felt[0][0] - felt[1][0]).abs().max() <= 2
     assert felt[0][0].sum() > 10
+    np.testing.assert_allclose(felt[0][1], felt[1][1], atol=2e-4)
+    assert felt[0][1].max() > 1e-4
