@@ -278,11 +278,22 @@ class BatchedEnv:
     def _observe(self) -> Obs:
         true = self.task.readings()
         self.last_readings = self.perturbation.observe(true)
-        frame = self.encoder.frame(self.last_readings, self.target, self.last_action)
+        frame, real = self._frames(self.last_readings, true, self.target, self.last_action)
         actor, self.past = self.encoder.next(frame, self.past)
-        if self.last_readings is not true:
-            frame = self.encoder.frame(true, self.target, self.last_action)
-        return {"actor": actor, "critic": self._critic(frame, None)}
+        return {"actor": actor, "critic": self._critic(real, None)}
+
+    def _frames(
+        self, measured: dict[str, Tensor], true: dict[str, Tensor], target: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The frame as it is measured, and as it is."""
+        if measured is true:
+            frame = self.encoder.frame(true, target, action)
+            return frame, frame
+        # side by side: what counts with so few rows is the number of operations
+        both = {name: torch.cat((measured[name], true[name])) for name in true}
+        frames = self.encoder.frame(both, target.repeat(2, 1), action.repeat(2, 1))
+        first, second = frames.tensor_split(2)
+        return first, second
 
     def _observe_fresh(self, which: Tensor, obs: Obs | None) -> Obs:
         """Observations after episodes began in `which`; the other rows are those of obs."""
@@ -290,11 +301,8 @@ class BatchedEnv:
         true = self.task.readings(ids)
         measured = self.perturbation.observe_reset(true, which)
         target, action = take(self.target, which), take(self.last_action, which)
-        frame = self.encoder.frame(measured, target, action)
-        fresh = {"actor": self.encoder.first(frame)}
-        if measured is not true:
-            frame = self.encoder.frame(true, target, action)
-        fresh["critic"] = self._critic(frame, ids)
+        frame, real = self._frames(measured, true, target, action)
+        fresh = {"actor": self.encoder.first(frame), "critic": self._critic(real, ids)}
         if obs is None:  # everyone began
             self.last_readings = measured
         else:

@@ -56,6 +56,35 @@ ACTUATION = (
 # fmt: on
 
 
+class _Waits:
+    """Latencies (N, width) [control steps] as what they mean for each of the `substeps`.
+
+    Kept from control step to control step, since only new episodes change them.
+
+    Attributes:
+        steps: int64 (N, width), twice: a latency's control steps, rounded down, and one more.
+        longer: bool (N, substeps, width), where it is one more.
+    """
+
+    def __init__(self, latency: Tensor, substeps: int) -> None:
+        self.substeps = substeps
+        *steps, self.longer = self._of(latency)
+        self.steps = tuple(steps)
+
+    def put(self, which: Tensor, latency: Tensor) -> None:
+        """Environments `which` have these latencies (K or N, width)."""
+        for kept, new in zip((*self.steps, self.longer), self._of(latency), strict=True):
+            put(kept, which, new)
+
+    def _of(self, latency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # in substeps, rounded up: control steps and a rest, which the first substeps wait longer
+        late = (latency * self.substeps).ceil()
+        whole = (late / self.substeps).floor()
+        substep = torch.arange(self.substeps, device=late.device)[:, None]
+        longer = substep < (late - whole * self.substeps)[:, None]
+        return whole.long(), whole.long() + 1, longer
+
+
 class Actuation:
     """Effects of the "actuation" parameters. One whose most value is not given costs nothing.
 
@@ -115,6 +144,9 @@ class Actuation:
             # `_late` rounds up to whole substeps and looks one step further back
             length = math.ceil(self._most_latency) + 2
             self._history = History(length, num_envs, num_joints, plant.generator.device)
+        self._waits: _Waits | None = (
+            None  # made of the latencies when it is known how many substeps
+        )
         self._motors = Motors(most, plant)
 
     @property
@@ -140,7 +172,10 @@ class Actuation:
                 shift -= take(tensors["encoder_offset"], which)
             put(tensors["shift"], which, shift)
         if "latency" in tensors:
-            put(tensors["latency"], which, self._draw_latency(which, values))
+            latency = self._draw_latency(which, values)
+            put(tensors["latency"], which, latency)
+            if self._waits is not None:
+                self._waits.put(which, latency)
         self._motors.begin(which, values)
 
     def _per_joint(self, which: Tensor, std: Tensor) -> Tensor:
@@ -205,13 +240,10 @@ class Actuation:
         if self._history is None:
             return command[:, None, :].expand(-1, substeps, -1)
         self._history.push(command)
-        # in substeps, rounded up: w control steps and a rest, which the first substeps wait longer
-        late = (self._tensors["latency"] * substeps).ceil()  # (N, 1 or nu)
-        whole = (late / substeps).floor()
-        rest, ago = late - whole * substeps, whole.long()
-        newer, older = self._history.past(ago), self._history.past(ago + 1)
-        substep = torch.arange(substeps, device=command.device)[:, None]
-        return torch.where(substep < rest[:, None], older[:, None], newer[:, None])
+        if self._waits is None or self._waits.substeps != substeps:
+            self._waits = _Waits(self._tensors["latency"], substeps)
+        newer, older = (self._history.past(steps) for steps in self._waits.steps)
+        return torch.where(self._waits.longer, older[:, None], newer[:, None])
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator, device=self._generator.device)
@@ -233,4 +265,5 @@ class Actuation:
             self._tensors[name] = state[name].to(value.device).clone()
         if self._history is not None:
             self._history.load_state_dict(state["history"])
+            self._waits = None
         self._motors.load_state_dict(state["motors"])

@@ -67,22 +67,35 @@ class Networks:
             std = math.sqrt((1.0 if last else 2.0) / inputs)
             scales += [torch.full((inputs * outputs,), std), torch.full((outputs,), self.BIAS)]
         self._scale = torch.cat(scales).to(device)
-        self.weights = torch.zeros(num_envs, len(self._scale), device=device)
-        """(N, W): of each layer in turn the matrix (inputs, outputs), then the biases"""
+        self._sizes = [size for i, o in self._shapes for size in (i * o, o)]
+        # each matrix in memory of its own: products would copy views of rows as long as all weights
+        self._parts = [torch.zeros(num_envs, size, device=device) for size in self._sizes]
+
+    @property
+    def weights(self) -> Tensor:
+        """(N, W), a copy: of each layer in turn the matrix (inputs, outputs), then the biases."""
+        return torch.cat(self._parts, 1)
+
+    @weights.setter
+    def weights(self, values: Tensor) -> None:
+        for part, value in zip(self._parts, values.split(self._sizes, 1), strict=True):
+            part.copy_(value)
 
     def renew(self, which: Tensor) -> None:
         """Environments `which` get other networks."""
         shape = (count(which), len(self._scale))
         sample = torch.randn(*shape, generator=self._generator, device=self._scale.device)
-        put(self.weights, which, sample.mul_(self._scale))
+        values = sample.mul_(self._scale).split(self._sizes, 1)
+        for part, value in zip(self._parts, values, strict=True):
+            put(part, which, value)
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Views: matrices (N, inputs, outputs) and biases (N, 1, outputs)."""
-        sizes = [size for i, o in self._shapes for size in (i * o, o)]
-        parts = self.weights.split(sizes, 1)
         return [
             (matrix.unflatten(1, shape), bias[:, None])
-            for shape, matrix, bias in zip(self._shapes, parts[::2], parts[1::2], strict=True)
+            for shape, matrix, bias in zip(
+                self._shapes, self._parts[::2], self._parts[1::2], strict=True
+            )
         ]
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -213,7 +226,7 @@ class Adversary:
     def state_dict(self) -> dict[str, Any]:
         state = {name: value.clone() for name, value in self._tensors.items()}
         if self._networks is not None:
-            state["weights"] = self._networks.weights.clone()
+            state["weights"] = self._networks.weights
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -221,7 +234,7 @@ class Adversary:
         for name, value in self._tensors.items():
             self._tensors[name] = state[name].to(value.device).clone()
         if self._networks is not None:
-            self._networks.weights.copy_(state["weights"])
+            self._networks.weights = state["weights"]
 
 
 def object_mass(plant: Plant) -> Tensor:
