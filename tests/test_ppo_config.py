@@ -23,6 +23,7 @@ def test_minibatches_must_divide_a_rollout():
         {"gamma": 1.1},
         {"gamma": 1.0, "gamma_final": 0.9},
         {"gamma_final": 1.0},
+        {"gamma_iterations": 10},
         {"minibatches": 0},
         {"clip_range": 1.0},
         {"learning_rate": 0.0},
@@ -42,6 +43,8 @@ def test_the_horizon_grows_evenly():
     horizons = [10.0, 40.0, 70.0, 100.0, 100.0]  # control steps
     found = [1.0 / (1.0 - config.gamma_at(i)) for i in range(5)]
     assert found == pytest.approx(horizons)
+    sooner = PPOConfig(iterations=9, gamma=0.9, gamma_final=0.99, gamma_iterations=4)
+    assert [1.0 / (1.0 - sooner.gamma_at(i)) for i in range(5)] == pytest.approx(horizons)
     assert PPOConfig(gamma=0.7).gamma_at(100) == 0.7
     assert PPOConfig(iterations=1, gamma=0.5, gamma_final=0.9).gamma_at(0) == pytest.approx(0.5)
 

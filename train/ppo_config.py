@@ -35,9 +35,11 @@ class PPOConfig(BaseModel):
     gamma: float = Field(default=0.98, ge=0.0, le=1.0)
     """discount per control step"""
     gamma_final: float | None = Field(default=None, ge=0.0, lt=1.0)
-    """discount of the last iteration, the horizon 1 / (1 - gamma) growing evenly up to it; none: gamma
-    throughout. A short horizon learns faster in the beginning, a long one minds a drop more. A
-    continuation with other iterations moves what is left of it"""
+    """discount that the horizon 1 / (1 - gamma) grows evenly up to; none: gamma throughout. A short
+    horizon learns faster in the beginning, a long one minds a drop more"""
+    gamma_iterations: int | None = Field(default=None, ge=1)
+    """iteration by which gamma_final is reached; none: the last one, so that a continuation with other
+    iterations moves what is left of it"""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
     """advantage estimation: 0 one step and low variance, 1 whole returns and no bias"""
     clip_range: float = Field(default=0.2, gt=0.0, lt=1.0)
@@ -79,13 +81,15 @@ class PPOConfig(BaseModel):
     def _horizon_ends(self) -> PPOConfig:
         if self.gamma_final is not None and self.gamma == 1.0:
             raise ValueError("gamma 1 is an endless horizon, and gamma_final cannot follow it")
+        if self.gamma_iterations is not None and self.gamma_final is None:
+            raise ValueError("gamma_iterations: expected a gamma_final to be reached by then")
         return self
 
     def gamma_at(self, iteration: int) -> float:
         """The discount of an iteration, counted from 0."""
         if self.gamma_final is None:
             return self.gamma
-        done = min(iteration / max(1, self.iterations - 1), 1.0)
+        done = min(iteration / max(1, (self.gamma_iterations or self.iterations) - 1), 1.0)
         first, last = 1.0 / (1.0 - self.gamma), 1.0 / (1.0 - self.gamma_final)
         return 1.0 - 1.0 / (first + done * (last - first))
 
