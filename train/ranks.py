@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -27,6 +27,7 @@ from .cli_errors import Told, one_line
 
 TIMEOUT = timedelta(minutes=10)
 """for which a rank waits for the others; compiling kernels before the first step takes minutes"""
+_FAREWELL = timedelta(seconds=20)
 _GRACE = 10.0  # [s] that the device has after a stop signal; torchrun kills after 30
 
 T = TypeVar("T")
@@ -238,6 +239,11 @@ class Processes(Ranks):
             time.sleep(5e-4)
 
     def leave(self) -> None:
+        # who closes its connections while another one still reads from them resets them
+        with suppress(RuntimeError):  # of one that is gone nobody reads
+            if self._store.add("leaving", 1) == self.world:
+                self._store.set("left", "")
+            self._store.wait(["left"], _FAREWELL)
         dist.destroy_process_group()
 
 
