@@ -144,9 +144,8 @@ class Actuation:
             # `_late` rounds up to whole substeps and looks one step further back
             length = math.ceil(self._most_latency) + 2
             self._history = History(length, num_envs, num_joints, plant.generator.device)
-        self._waits: _Waits | None = (
-            None  # made of the latencies when it is known how many substeps
-        )
+        # made of the latencies when it is known how many substeps there are
+        self._waits: _Waits | None = None
         self._motors = Motors(most, plant)
 
     @property
