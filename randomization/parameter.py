@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from types import EllipsisType
 from typing import Literal
 
 import mujoco
@@ -25,6 +26,17 @@ Index = Tensor | slice
 
 Rows = dict[str, Tensor]
 """MjModel fields, (K, ...) each: a row of nominal values for every environment that begins."""
+
+
+def multiply(field: Tensor, where: tuple[Index | int | EllipsisType, ...], factor: Tensor) -> None:
+    """Multiply these columns of a field (K, ...) in place; `where` leaves out the first dimension.
+
+    `field[:, where] *= factor` would also write the view back onto itself, which takes as long again.
+    """
+    part = field[:, *where]
+    part.mul_(factor)
+    if any(isinstance(index, Tensor) for index in where):  # then the part is a copy
+        field[:, *where] = part
 
 
 def nominal_field(model: mujoco.MjModel, name: str) -> Tensor:
@@ -53,6 +65,14 @@ class Parts:
     object_geoms: Index
     object_body: int
     timestep: float
+
+    @cached_property
+    def geoms(self) -> tuple[Index, ...]:
+        """Those of hand and object; as one piece where they follow each other, which is the rule."""
+        hand, item = self.hand_geoms, self.object_geoms
+        if isinstance(hand, slice) and isinstance(item, slice) and hand.stop == item.start:
+            return (slice(hand.start, item.stop),)
+        return hand, item
 
     @classmethod
     def of(cls, scene: Scene, device: torch.device) -> Parts:

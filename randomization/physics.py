@@ -14,14 +14,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .parameter import Parameter, Parts, Rows, model_entry
+from .parameter import Parameter, Parts, Rows, model_entry, multiply
 from .physics_contact import FRICTION, SOFTNESS
 
 
 def object_mass(rows: Rows, parts: Parts, value: Tensor) -> None:
     """Mass and, in proportion, rotational inertia."""
-    rows["body_mass"][:, parts.object_body] *= value
-    rows["body_inertia"][:, parts.object_body] *= value[:, None]
+    multiply(rows["body_mass"], (parts.object_body,), value)
+    multiply(rows["body_inertia"], (parts.object_body,), value[:, None])
 
 
 def object_com(rows: Rows, parts: Parts, value: Tensor, normal: Tensor) -> None:
@@ -31,14 +31,14 @@ def object_com(rows: Rows, parts: Parts, value: Tensor, normal: Tensor) -> None:
 
 def object_size(rows: Rows, parts: Parts, value: Tensor) -> None:
     """Every length of the object at constant mass: inertia goes with the square."""
-    rows["geom_size"][:, parts.object_geoms] *= value[:, None, None]
-    rows["body_inertia"][:, parts.object_body] *= value[:, None].square()
+    multiply(rows["geom_size"], (parts.object_geoms,), value[:, None, None])
+    multiply(rows["body_inertia"], (parts.object_body,), value[:, None].square())
 
 
 def hand_mass(rows: Rows, parts: Parts, value: Tensor) -> None:
     """Masses of all the hand's bodies and, in proportion, their inertias."""
-    rows["body_mass"][:, parts.hand_bodies] *= value[:, None]
-    rows["body_inertia"][:, parts.hand_bodies] *= value[:, None, None]
+    multiply(rows["body_mass"], (parts.hand_bodies,), value[:, None])
+    multiply(rows["body_inertia"], (parts.hand_bodies,), value[:, None, None])
 
 
 # What follows takes a factor (K, 1) for all joints, or (K, J), one for each.
@@ -46,12 +46,12 @@ def hand_mass(rows: Rows, parts: Parts, value: Tensor) -> None:
 
 def _joint_damping(rows: Rows, parts: Parts, factor: Tensor) -> None:
     """Viscous friction of the hand's joints, the part that is not in the motor's servo."""
-    rows["dof_damping"][:, parts.dofs] *= factor
+    multiply(rows["dof_damping"], (parts.dofs,), factor)
 
 
 def _joint_armature(rows: Rows, parts: Parts, factor: Tensor) -> None:
     """Inertia of rotors and gears as felt at the hand's joints."""
-    rows["dof_armature"][:, parts.dofs] *= factor
+    multiply(rows["dof_armature"], (parts.dofs,), factor)
 
 
 def _actuator_gain(rows: Rows, parts: Parts, factor: Tensor) -> None:
@@ -59,13 +59,13 @@ def _actuator_gain(rows: Rows, parts: Parts, factor: Tensor) -> None:
 
     kv stays: it is a gain of its own on real motors, see `_actuator_damping`.
     """
-    rows["actuator_gainprm"][..., 0] *= factor
-    rows["actuator_biasprm"][..., 1] *= factor
+    multiply(rows["actuator_gainprm"], (..., 0), factor)
+    multiply(rows["actuator_biasprm"], (..., 1), factor)
 
 
 def _actuator_damping(rows: Rows, parts: Parts, factor: Tensor) -> None:
     """kv of the position servos."""
-    rows["actuator_biasprm"][..., 2] *= factor
+    multiply(rows["actuator_biasprm"], (..., 2), factor)
 
 
 def _force_limit(rows: Rows, parts: Parts, factor: Tensor) -> None:
@@ -73,8 +73,8 @@ def _force_limit(rows: Rows, parts: Parts, factor: Tensor) -> None:
 
     The unused one is all zeros and stays so.
     """
-    rows["actuator_forcerange"] *= factor[..., None]
-    rows["jnt_actfrcrange"][:, parts.joints] *= factor[..., None]
+    rows["actuator_forcerange"].mul_(factor[..., None])
+    multiply(rows["jnt_actfrcrange"], (parts.joints,), factor[..., None])
 
 
 def joint_frictionloss(rows: Rows, parts: Parts, value: Tensor) -> None:
@@ -92,7 +92,7 @@ def joint_limits(rows: Rows, parts: Parts, value: Tensor, normal: Tensor) -> Non
 
 def gravity(rows: Rows, parts: Parts, value: Tensor) -> None:
     """Strength of gravity."""
-    rows["opt.gravity"] *= value[:, None]
+    rows["opt.gravity"].mul_(value[:, None])
 
 
 def gravity_tilt_x(rows: Rows, parts: Parts, value: Tensor) -> None:
@@ -111,7 +111,7 @@ def gravity_tilt_y(rows: Rows, parts: Parts, value: Tensor) -> None:
 
 def time_step(rows: Rows, parts: Parts, value: Tensor) -> None:
     """Seconds of a simulation step. A control step keeps their number, so it stretches as well."""
-    rows["opt.timestep"] *= value
+    rows["opt.timestep"].mul_(value)
 
 
 _Scale = Callable[[Rows, Parts, Tensor], None]

@@ -13,7 +13,7 @@ import mujoco
 import torch
 from torch import Tensor
 
-from .parameter import Index, Parameter, Parts, Rows, model_entry
+from .parameter import Parameter, Parts, Rows, model_entry, multiply
 
 _SLIDE, _SPIN, _ROLL = 0, 1, 2
 """Columns of geom_friction."""
@@ -26,13 +26,9 @@ def _friction(who: Literal["hand", "object"], column: int) -> Callable[..., None
 
     def write(rows: Rows, parts: Parts, value: Tensor) -> None:
         geoms = parts.hand_geoms if who == "hand" else parts.object_geoms
-        rows["geom_friction"][:, geoms, column] *= value[:, None]
+        multiply(rows["geom_friction"], (geoms, column), value[:, None])
 
     return write
-
-
-def _both(parts: Parts) -> tuple[Index, Index]:
-    return parts.hand_geoms, parts.object_geoms
 
 
 def contact_time(rows: Rows, parts: Parts, value: Tensor) -> None:
@@ -41,7 +37,7 @@ def contact_time(rows: Rows, parts: Parts, value: Tensor) -> None:
     MuJoCo takes two time steps at least. A factor on a smaller constant would do nothing at first,
     so it is one on what MuJoCo takes, and it cannot lie below 1.
     """
-    for geoms in _both(parts):
+    for geoms in parts.geoms:
         nominal = rows["geom_solref"][:, geoms, 0]
         softer = nominal.clamp(min=2.0 * parts.timestep) * value[:, None]
         rows["geom_solref"][:, geoms, 0] = torch.where(value[:, None] > 1.0, softer, nominal)
@@ -49,8 +45,8 @@ def contact_time(rows: Rows, parts: Parts, value: Tensor) -> None:
 
 def contact_damping(rows: Rows, parts: Parts, value: Tensor) -> None:
     """Damping ratio of contacts, solref[1] where solref[0] > 0: below 1 they bounce."""
-    for geoms in _both(parts):
-        rows["geom_solref"][:, geoms, 1] *= value[:, None]
+    for geoms in parts.geoms:
+        multiply(rows["geom_solref"], (geoms, 1), value[:, None])
 
 
 def contact_impedance(rows: Rows, parts: Parts, value: Tensor) -> None:
@@ -58,7 +54,7 @@ def contact_impedance(rows: Rows, parts: Parts, value: Tensor) -> None:
 
     1 - d becomes value (1 - d), within what MuJoCo allows.
     """
-    for geoms in _both(parts):
+    for geoms in parts.geoms:
         d = rows["geom_solimp"][:, geoms, :2]
         d = d + (1.0 - value[:, None, None]) * (1.0 - d)  # at value 1 the very same d
         rows["geom_solimp"][:, geoms, :2] = d.clamp(mujoco.mjMINIMP, mujoco.mjMAXIMP)
@@ -66,8 +62,8 @@ def contact_impedance(rows: Rows, parts: Parts, value: Tensor) -> None:
 
 def contact_width(rows: Rows, parts: Parts, value: Tensor) -> None:
     """Depth over which a contact's impedance goes from dmin to dmax, solimp[2]."""
-    for geoms in _both(parts):
-        rows["geom_solimp"][:, geoms, 2] *= value[:, None]
+    for geoms in parts.geoms:
+        multiply(rows["geom_solimp"], (geoms, 2), value[:, None])
 
 
 def contact_margin(rows: Rows, parts: Parts, value: Tensor) -> None:
@@ -75,7 +71,7 @@ def contact_margin(rows: Rows, parts: Parts, value: Tensor) -> None:
 
     geom_gap stays: it finds contacts earlier and exerts no force.
     """
-    for geoms in _both(parts):
+    for geoms in parts.geoms:
         rows["geom_margin"][:, geoms] += 0.5 * value[:, None]
 
 
