@@ -181,3 +181,31 @@ def test_what_a_scene_lacks_is_named() -> None:
     for name in ("joint_damping", "joint_damping_spread"):
         assert f"{name}: dof_damping: zero here, nothing to scale" in refused(undamped, name)
     assert "force_limit: " in refused(finger({}, act0="", act1=""), "force_limit")
+
+
+def test_numbers_that_do_not_follow_each_other_are_written_too() -> None:
+    """Parts are slices where they can be, which write through views; tensors give copies."""
+    scene = build_scene(
+        load_hand("leap"), "cube", timestep=0.01, contact_dims=6, movable_centre=True
+    )
+    one = Parts.of(scene, torch.device("cpu"))
+    slices = {name: value for name, value in vars(one).items() if isinstance(value, slice)}
+    assert slices.keys() >= {"dofs", "joints", "hand_bodies", "hand_geoms", "object_geoms"}
+    lists = {name: torch.arange(at.start, at.stop) for name, at in slices.items()}
+    other = dataclasses.replace(one, **lists)
+    assert len(one.geoms) == 1
+    assert len(other.geoms) == 2
+    for what in (CATALOGUE[name] for name in MODEL_PARAMETERS):
+        width = {"none": None, "joints": 16, "axes": 3}[what.normals]
+        normal = () if width is None else (torch.randn(2, width).double(),)
+        value = torch.tensor(what.limits).double()
+        made = []
+        for parts in (one, other):
+            nominal = {name: nominal_field(scene.model, name)[None] for name in what.fields}
+            rows = {name: torch.cat((values, values)) for name, values in nominal.items()}
+            assert what.write is not None
+            what.write(rows, parts, value, *normal)
+            made.append(rows)
+        for field in what.fields:
+            assert torch.equal(made[0][field], made[1][field]), (what.name, field)
+        assert any((made[0][f][0] != made[0][f][1]).any() for f in what.fields), what.name
