@@ -72,6 +72,16 @@ def test_with_other_parameters_the_critic_is_new(run: Path, tmp_path: Path) -> N
     )
 
 
+def test_a_run_may_explore_anew(run: Path, tmp_path: Path) -> None:
+    anew = ("policy.explore_anew=true", "policy.init_std=0.45")
+    after = fresh((f"init_from={run}", *anew), tmp_path).policy.state_dict()
+    before = Trained.restore(RunFolder.open(run)).policy.state_dict()
+    torch.testing.assert_close(after["log_std"].exp(), torch.full((16,), 0.45))
+    assert (before["log_std"].exp() < 0.4).all()
+    for key in after.keys() - {"log_std"}:
+        torch.testing.assert_close(after[key], before[key], rtol=0, atol=0, msg=key)
+
+
 def test_a_file_acts_as_it_did(run: Path, tmp_path: Path) -> None:
     """The new policy's answer in torch is that of the file, by ONNX Runtime, to the same readings."""
     file = run / "policy.onnx"

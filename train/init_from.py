@@ -20,7 +20,7 @@ _NORMALIZER = "features_extractor.normalizer"
 _CRITIC = ("mlp_extractor.value_net", "value_net", "vf_features_extractor")
 
 
-def begin_with(policy: HandPolicy, name: str) -> dict[str, Any]:
+def begin_with(policy: HandPolicy, name: str, *, explore_anew: bool = False) -> dict[str, Any]:
     """Give a fresh policy the networks and the normaliser of another one.
 
     Of a run everything is taken that is of the same shape; the critic stays new where it sees
@@ -30,6 +30,7 @@ def begin_with(policy: HandPolicy, name: str) -> dict[str, Any]:
     Args:
         policy: changed in place.
         name: a run folder, an .onnx file or a shipped policy.
+        explore_anew: keep the fresh policy's deviation of actions, also where a run has another.
 
     Returns:
         what it was, for the run's records: {"name", "sha256" of a file or "steps" of a run}.
@@ -67,6 +68,8 @@ def begin_with(policy: HandPolicy, name: str) -> dict[str, Any]:
             )
     same = all(key in found and found[key].shape == own[key].shape for key in critic)
     taken = (actor | critic if same else actor) & set(found)
+    if explore_anew:
+        taken.discard("log_std")
     policy.load_state_dict(own | {key: found[key] for key in taken})
     return about
 

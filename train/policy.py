@@ -49,6 +49,9 @@ class PolicyConfig(BaseModel):
     """nonlinearity after every hidden layer"""
     init_std: float = Field(default=0.6, gt=0.0, le=3.0)
     """standard deviation of the actions in the beginning, before they are clipped to -1...1"""
+    explore_anew: bool = False
+    """with init_from: true begins at init_std again, where false goes on with that run's deviation. One
+    that has shrunk lets a policy change only slowly, since the same step is then a larger divergence"""
 
 
 class Normalizer(nn.Module):

@@ -83,7 +83,9 @@ def _prepare(config: RunConfig, run_dir: Path | None, resume: bool, ranks: Ranks
 def _begin(config: RunConfig, run: RunFolder | None, ranks: Ranks) -> Runner:
     runner = Runner(config, run, ranks)
     if config.init_from is not None:
-        runner.began_with = begin_with(runner.policy, config.init_from)
+        runner.began_with = begin_with(
+            runner.policy, config.init_from, explore_anew=config.policy.explore_anew
+        )
     return runner
 
 
