@@ -133,14 +133,15 @@ class Randomizer:
         drawn = self._draws.begin(which)
         put(self.values, which, drawn)
         put(self._privileged, which, (drawn - self._nominal) / self._reach)
+        columns = drawn.unbind(1)
         if self.model_fields:
-            self._write_fields(which, drawn)
+            self._write_fields(which, columns)
         for kind, effects in self._effects.items():
-            values = {what.name: drawn[:, self._column[what.name]] for what in self._by_kind[kind]}
+            values = {what.name: columns[self._column[what.name]] for what in self._by_kind[kind]}
             effects.begin(which, values)
 
-    def _write_fields(self, which: Tensor, drawn: Tensor) -> None:
-        """Scale nominal rows by the drawn values (K, P) and hand them to the simulation.
+    def _write_fields(self, which: Tensor, drawn: Sequence[Tensor]) -> None:
+        """Scale nominal rows by the drawn values, P times (K,), and hand them to the simulation.
 
         Starting from the nominal model makes parameters that share a field combine, and keeps
         one episode's values out of the next.
@@ -151,8 +152,8 @@ class Randomizer:
         for what in self._by_kind["model"]:
             assert what.write is not None
             normal = self._normals[what.normals]
-            samples = () if normal is None else (self._normal(len(drawn), normal),)
-            what.write(rows, self._parts, drawn[:, self._column[what.name]], *samples)
+            samples = () if normal is None else (self._normal(count(which), normal),)
+            what.write(rows, self._parts, drawn[self._column[what.name]], *samples)
         for name, values in rows.items():
             put(self._sim.per_env(name), which, values)
         self._sim.commit(which)
