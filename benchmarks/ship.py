@@ -336,8 +336,13 @@ def _section(told: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     commands = [trained["command"]]
     piece = trained
-    while (before := piece.get("init_from")) is not None and not before["shipped"]:
-        commands.insert(0, f"{before['command']} --run-dir {before['name']}")
+    while (before := piece.get("init_from")) is not None:
+        if not before["shipped"]:
+            commands.insert(0, f"{before['command']} --run-dir {before['name']}")
+        elif before["name"] == told["name"]:  # which this one has taken the place of
+            commands.insert(0, f"{before['command']}  # shipped as {before['name']} then")
+        else:
+            break
         piece = before
     yield "\n".join(("```", *commands, "```"))
     yield ""

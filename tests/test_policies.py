@@ -373,8 +373,12 @@ def test_what_a_policy_began_with_is_told(
     assert length == script._length(
         {"training": {"steps": steps, "seconds": seconds + first["seconds"]}}
     )
-    page = "\n".join(script._section({**told(ONE), "training": said}))
+    page = "\n".join(script._section({**told(ONE), "training": said, "name": "other"}))
     block = page.split("```")[1].strip().splitlines()
+    page = "\n".join(script._section({**told(ONE), "training": said}))
+    # of a shipped one that it takes the place of, the commands are nowhere else
+    replaced, *rest = page.split("```")[1].strip().splitlines()
+    assert (replaced, rest) == (f"{shipped['command']}  # shipped as {ONE} then", block)
     assert [line.split()[:3] for line in block] == [["widen", "train", ONE]] * 2
     assert f"init_from={ONE}" in block[0].split()
     assert block[0].endswith("--run-dir first")
