@@ -31,7 +31,7 @@ Rows = dict[str, Tensor]
 def multiply(field: Tensor, where: tuple[Index | int | EllipsisType, ...], factor: Tensor) -> None:
     """Multiply these columns of a field (K, ...) in place; `where` leaves out the first dimension.
 
-    `field[:, where] *= factor` would also write the view back onto itself, which takes as long again.
+    `field[:, where] *= factor` would also copy the view onto itself.
     """
     part = field[:, *where]
     part.mul_(factor)

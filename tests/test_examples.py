@@ -69,9 +69,9 @@ def test_the_python_example_finds_a_difference(tmp_path: Path) -> None:
 
     answer = run_script(changed(FILES[0], tmp_path / "p.onnx", GOLDEN_KEY, shift))
     assert (answer.returncode, answer.stderr) == (1, "")
-    # beside the shift there are a millionth or two between numpy and ONNX Runtime
     found = float(answer.stdout.partition("golden steps: ")[2].split()[0])
-    assert abs(found - 2e-5) < 3e-6
+    # the shift adds to an error of the file's own or takes from it; two digits are printed
+    assert abs(found - 2e-5) <= OnnxPolicy(FILES[0]).verify() + 5e-7
     newer = changed(
         FILES[0], tmp_path / "n.onnx", CONTRACT_KEY, lambda d: d.update(schema="widen.policy/3")
     )
