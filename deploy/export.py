@@ -120,7 +120,8 @@ class PolicyGraph(nn.Module):
         action = mean.clamp(-1.0, 1.0)
         if frames:
             frames = [past, torch.zeros_like(fresh)]
-        return [self.actions(action, target), action, *frames, *memory]
+        new = self.actions(action, target, named["joint_pos"])
+        return [new, action, *frames, *memory]
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def describe(
         kp=_floats(model.actuator_gainprm[:, 0]),
         kv=_floats(-model.actuator_biasprm[:, 2]),
         force_limit=_floats(_force_limits(scene)),
-        max_target_speed=_largest_move(graph.actions) / control_period,
+        max_target_speed=graph.actions.largest_move / control_period,
         control_period=control_period,
         readings=graph.layout,
         max_age={r.name: age for r in graph.layout if r.source != "goal"},
@@ -306,13 +307,6 @@ def _force_limits(scene: Scene) -> np.ndarray:
     ):
         limits = np.where(limited, np.minimum(limits, np.abs(ranges).min(1)), limits)
     return limits
-
-
-def _largest_move(actions: ActionPipeline) -> float:
-    """The most that an action in -1..1 moves a joint target in one step [rad]."""
-    if actions.mode == "relative":
-        return actions.scale
-    return 2.0 * actions.scale * actions.smoothing  # from one end of the action's span
 
 
 def _answers(

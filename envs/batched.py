@@ -33,6 +33,8 @@ class EnvConfig(BaseModel):
     """episodes are truncated after this; null: the task's own"""
     history: int = Field(default=3, ge=1, le=100)
     """frames in the actor's observation"""
+    target_lead: float | None = Field(default=None, gt=0, le=10)
+    """joint targets stay this close to the measured joints [rad]; null: anywhere within the limits"""
     task: dict[str, float] = {}
     """settings that differ from the task's own, such as success_angle"""
     rewards: dict[str, float] = {}
@@ -171,6 +173,7 @@ class BatchedEnv:
         self.perturbation.attach(self.sim, self.scene, self.control_dt)
         self.encoder = ObservationEncoder(kind.frame(self.scene), config.history)
         self.actions = kind.make_actions(self.scene)
+        self.actions.lead = config.target_lead
         for module in (self.encoder, self.actions):
             module.to(self.device)
         self.num_actions = len(self.scene.joint_qpos)
@@ -221,7 +224,8 @@ class BatchedEnv:
     def step(self, action: Tensor) -> StepResult:
         """One control step from actions (N, nu) in -1..1; what lies outside is clipped."""
         action = action.clamp(-1.0, 1.0)
-        return self.step_target(self.actions(action, self.target), action)
+        measured = self.last_readings["joint_pos"]
+        return self.step_target(self.actions(action, self.target, measured), action)
 
     @torch.no_grad()
     def step_target(self, target: Tensor, action: Tensor) -> StepResult:

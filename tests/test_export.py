@@ -25,8 +25,8 @@ from widen.train.policy import HandPolicy, PolicyConfig
 NUM_ENVS = 8
 
 
-def make_env(task: str, history: int = 3) -> BatchedEnv:
-    config = EnvConfig(num_envs=NUM_ENVS, history=history)
+def make_env(task: str, history: int = 3, lead: float | None = None) -> BatchedEnv:
+    config = EnvConfig(num_envs=NUM_ENVS, history=history, target_lead=lead)
     return BatchedEnv(task, config=config, sim=SimConfig(threads=1), seed=3)
 
 
@@ -72,14 +72,17 @@ class Case(NamedTuple):
     report: ExportReport
 
 
-@pytest.fixture(scope="module", params=["cube_rotate", "fingertip_reach"])
+@pytest.fixture(
+    scope="module", params=[("cube_rotate", None), ("cube_rotate", 0.1), ("fingertip_reach", None)]
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    env = make_env(request.param)
+    task, lead = request.param
+    env = make_env(task, lead=lead)
     policy = random_policy(env)
-    graph = graph_of(env, request.param, policy)
-    contract = contract_of(env, request.param, graph)
+    graph = graph_of(env, task, policy)
+    contract = contract_of(env, task, graph)
     path = tmp_path_factory.mktemp("export") / "policy.onnx"
-    return Case(request.param, env, policy, contract, export_policy(graph, contract, path))
+    return Case(task, env, policy, contract, export_policy(graph, contract, path))
 
 
 def edit(path: Path, to: Path, change) -> Path:
@@ -150,7 +153,7 @@ def test_batches_equal_the_modules_of_training(case: Case, count: int) -> None:
             obs, past = env.encoder(tensors, target, action, past, fresh)
             mean = case.policy.mean_action(obs)
             action = mean.clamp(-1, 1)
-            target = env.actions(action, target)
+            target = env.actions(action, target, tensors["joint_pos"])
         fresh = torch.zeros(count, 1)
         clipped += int((mean != action).sum())
         np.testing.assert_allclose(policy(now), target, atol=1e-5)
@@ -160,7 +163,8 @@ def test_batches_equal_the_modules_of_training(case: Case, count: int) -> None:
 
 def test_closed_loop_equals_torch(case: Case) -> None:
     """30 steps of two equal worlds, one driven by torch, one by the file alone."""
-    ours, theirs = make_env(case.task), make_env(case.task)
+    lead = case.env.config.target_lead
+    ours, theirs = make_env(case.task, lead=lead), make_env(case.task, lead=lead)
     policy = OnnxPolicy(case.report.path)
     policy.reset(NUM_ENVS)
     obs, _ = ours.reset(), theirs.reset()

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from widen.train import cli
 
 SMALL = {
@@ -42,3 +44,10 @@ def answer_of(*arguments: str | Path) -> Any:
     answer = widen(*arguments, "--json")
     assert answer.code == 0, answer.err
     return json.loads(answer.out)
+
+
+def small_run(folder: Path) -> Path:
+    """A finished run of two iterations in a folder of its own."""
+    config = {**SMALL, "ppo": {"steps": 4, "iterations": 2, "threads": 1}}
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    return Path(answer_of("train", folder / "small.yaml", "--run-dir", folder / "run")["run"])
