@@ -34,7 +34,8 @@ class EnvConfig(BaseModel):
     history: int = Field(default=3, ge=1, le=100)
     """frames in the actor's observation"""
     target_lead: float | None = Field(default=None, gt=0, le=10)
-    """joint targets stay this close to the measured joints [rad]; null: anywhere within the limits"""
+    """joint targets are kept this close to the measured joints [rad], as fast as an action moves them;
+    null: anywhere within the limits"""
     task: dict[str, float] = {}
     """settings that differ from the task's own, such as success_angle"""
     rewards: dict[str, float] = {}
