@@ -299,6 +299,19 @@ def test_a_process_that_hangs_ends_the_run(folder: Path) -> None:
     assert errors.count("another process of this training died or hangs") == 1
 
 
+def test_a_process_that_is_still_connected_ends_at_once(folder: Path) -> None:
+    """Python's own end takes down what gloo's threads may still use."""
+    code = (
+        "import atexit, sys; import torch.distributed as dist; import widen.train.cli as cli;"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1);"
+        "atexit.register(print, 'the usual end'); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "train", str(folder / "small.yaml"), "ppo.step=1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*ppo\.step.*\n", ended.stderr)
+
+
 def test_a_restart_does_not_take_over_a_folder_that_was_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

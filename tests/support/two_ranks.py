@@ -192,6 +192,8 @@ def everything(folder: Path) -> Iterator[tuple[str, Any]]:
     config = folder / "small.yaml"
     yield "whole", train(ranks, config, folder / "whole", 12)
     yield "more", train(ranks, config, folder / "one", 6, resume=True)
+    # without it gloo's threads may abort the process when Python ends
+    type(ranks).leave(ranks)
 
 
 if __name__ == "__main__":
