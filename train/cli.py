@@ -58,19 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # update then takes up to ten times as long; waiting less makes it 8 % slower on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     code = _invoke(list(sys.argv[1:] if argv is None else argv) or ["--help"])
-    if _connected():
-        # Not the usual end: gloo's threads may still let go of tensors, and for that want Python,
-        # which by then is being taken down; the process would abort ("terminate called ...").
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        # It has not taken leave of those it trains with. Not the usual end: gloo's threads may still
+        # let go of tensors, and for that want Python, which by then is being taken down.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-def _connected() -> bool:
-    """Whether this process trains with others and ends without having taken leave of them."""
-    dist = sys.modules.get("torch.distributed")
-    return dist is not None and dist.is_available() and dist.is_initialized()
 
 
 def _invoke(arguments: list[str]) -> int:
