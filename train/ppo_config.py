@@ -45,8 +45,8 @@ class PPOConfig(BaseModel):
     clip_range: float = Field(default=0.2, gt=0.0, lt=1.0)
     """how far the probability ratio may move before its gradient is cut"""
     entropy_coef: float = Field(default=0.0, ge=0.0)
-    """weight of the entropy bonus (ent_coef); it keeps the deviation of actions from shrinking, without
-    which the same change of a policy is an ever larger divergence, and learning slows down"""
+    """weight of the entropy bonus (ent_coef). Enough of it keeps the deviation of actions from shrinking;
+    with a smaller one the same change of a policy is a larger divergence"""
     value_coef: float = Field(default=0.5, gt=0.0)
     """weight of the critic's squared error (vf_coef)"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
